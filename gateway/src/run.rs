@@ -107,10 +107,11 @@ async fn cancelled(mut cancels: AbortOnDropHandle<()>, metrics: &Metrics) {
     if tokio::time::timeout(FAREWELL, &mut cancels).await.is_ok() {
         return;
     }
+    let before = metrics.uncancelled.get();
     cancels.abort();
     // What is left counts once it is dropped.
     cancels.await.ok();
-    let n_jobs = metrics.uncancelled.get();
+    let n_jobs = metrics.uncancelled.get() - before;
     warn!(n_jobs, "jobs that nobody waits for are not cancelled and go on, up to their deadlines");
 }
 
@@ -179,8 +180,8 @@ async fn open(
     for (model, opened) in futures::future::join_all(opened).await {
         match opened {
             Ok(queue) => model.open(queue),
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                warn!(model = %model.plan.name, %error, "the broker does not answer; trying again");
+            Err(error) if error.kind().heals() => {
+                warn!(model = %model.plan.name, %error, "the broker is away or full; trying again");
                 let (plan, options) = (model.plan.clone(), options.clone());
                 let payloads = payloads.cloned();
                 let open = async move || self::opened(&plan, &options, payloads.as_ref()).await;

@@ -190,9 +190,11 @@ impl Waiting {
         id: &JobId,
         from: u64,
     ) -> Result<std::result::Result<BoxStream<'static, Result<Frame>>, End>> {
-        match self.died(id).await? {
-            Some(end) => Ok(Err(end)),
-            None => Ok(Ok(self.queue.follow(id, from).await?)),
+        match self.died(id).await {
+            Ok(Some(end)) => Ok(Err(end)),
+            Err(error) if error.kind().heals() => Err(error),
+            // Who may not look, or finds what cannot be read, may be answered all the same.
+            Ok(None) | Err(_) => Ok(Ok(self.queue.follow(id, from).await?)),
         }
     }
 

@@ -186,10 +186,10 @@ impl Served {
                 looks.reset();
                 depth.ready == 0
             }
-            // For who may not look, the call says it; one refusal may be of a broker that comes back.
+            // For who may not look, the call says it; a few refusals may be of a broker that comes back.
             Err(error) => {
                 looks.next(Failed::with(error.kind()), self.shared.chance());
-                error.kind() == ErrorKind::Denied || looks.are_over()
+                looks.are_over()
             }
         }
     }

@@ -196,6 +196,7 @@ impl Served {
         ours: Ours<'_>,
         written: Written,
     ) -> Option<Settlement> {
+        let mut is_told = false;
         let published = if ours.loan.is_cancelled() {
             // Also what it would alert of.
             Err(Unanswered::Cancelled)
@@ -204,9 +205,9 @@ impl Served {
             let (content_type, body) = ((*content_type).to_owned(), body.clone());
             let outcome = Outcome::Completed { content_type, body };
             let result = self.result(&delivery, ours, outcome);
-            self.publish(&delivery, ours, result, alert.clone()).await
+            self.publish(&delivery, ours, (result, alert.clone()), &mut is_told).await
         };
-        self.count_answer(&written, &delivery.job, published.is_ok());
+        self.count_answer(&written, &delivery.job, is_told);
         match published {
             Ok(()) => Some(delivery.ack()),
             Err(Unanswered::Lost) => None,
@@ -227,13 +228,14 @@ impl Served {
         }
     }
 
-    /// Stores an answer, and sends what is to be known before the ack.
+    /// Stores an answer, and sends what is to be known before the ack. `is_told` is set once it is there for
+    /// whoever asks, whatever becomes of the rest.
     async fn publish(
         &self,
         delivery: &Delivery,
         Ours { loan, way, .. }: Ours<'_>,
-        mut result: JobResult,
-        alert: Option<bytes::Bytes>,
+        (mut result, alert): (JobResult, Option<bytes::Bytes>),
+        is_told: &mut bool,
     ) -> Result<(), Unanswered> {
         // Before the result: an attempt that finds one may take the job for done, alert included.
         // Under an id of its own: told again or not, it alerts once.
@@ -246,6 +248,10 @@ impl Served {
             Stored::Duplicate => self.stored(loan, &result.id).await?,
             Stored::Stored => None,
         };
+        // A call that failed may have stored it all the same; that of another attempt is counted there.
+        *is_told = there.as_ref().is_none_or(|there| {
+            there.attempt == result.attempt && there.outcome == result.outcome
+        });
         if is_cancelled(there.as_ref()) {
             return Err(Unanswered::Cancelled);
         }

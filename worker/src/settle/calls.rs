@@ -184,7 +184,7 @@ impl Served {
         loan: &Loan,
         call: impl Fn() -> F,
     ) -> Result<T, Unanswered> {
-        let mut pauses = Pauses::default();
+        let (mut pauses, mut is_ours) = (Pauses::default(), false);
         loop {
             let error = match call().await {
                 Ok(value) => {
@@ -216,7 +216,14 @@ impl Served {
             if pauses.are_over() || error.kind() == ErrorKind::Invalid {
                 match self.is_everyones(whose, error.kind()).await {
                     Some(true) => return Err(Unanswered::Denied(error)),
-                    Some(false) => return Err(Unanswered::Refused(error)),
+                    Some(false) if is_ours || !is_probed(whose, error.kind()) => {
+                        return Err(Unanswered::Refused(error));
+                    }
+                    // The store may have become whole since the call.
+                    Some(false) => {
+                        is_ours = true;
+                        continue;
+                    }
                     None => {}
                 }
             }
@@ -230,7 +237,7 @@ impl Served {
         match (whose, kind) {
             (_, ErrorKind::Denied) => Some(true),
             // It may be what is stored of this one job.
-            (Whose::Everyones(call), ErrorKind::Missing | ErrorKind::Incompatible) => {
+            (Whose::Everyones(call), kind) if is_probed(whose, kind) => {
                 match self.probe(call).await {
                     Ok(()) => Some(false),
                     Err(error) => (!error.kind().heals()).then_some(true),
