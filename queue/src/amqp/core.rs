@@ -18,12 +18,14 @@ use super::parcel::Parcel;
 use super::session::{Message, Session};
 use super::topology;
 use super::voice::Hearing;
-use crate::{Behavior, Clock, Error, ErrorKind, Link, Result, Results, WorkerId};
+use crate::{Behavior, Clock, Error, ErrorKind, Link, Missing, Result, Results, WorkerId};
 
 /// What all parts of a handle share.
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) names: Names,
+    /// What becomes of parts of the queue that are not there.
+    pub(super) missing: Missing,
     pub(super) behavior: Behavior,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) worker: WorkerId,
@@ -87,6 +89,7 @@ impl Levels {
 /// What it takes to make one.
 pub(super) struct Parts {
     pub(super) names: Names,
+    pub(super) missing: Missing,
     pub(super) behavior: Behavior,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) worker: WorkerId,
@@ -97,9 +100,10 @@ pub(super) struct Parts {
 
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { names, behavior, clock, worker, sessions, link, results } = parts;
+        let Parts { names, missing, behavior, clock, worker, sessions, link, results } = parts;
         Self {
             names,
+            missing,
             behavior,
             clock,
             worker,

@@ -106,7 +106,7 @@ impl AmqpQueue {
         let caller = Caller { address, names: names.clone(), missing, name, limit };
         let (sessions, line) = line::open(caller, link.clone()).await?;
         let behavior = behavior.clone();
-        let parts = Parts { names, behavior, clock, worker, sessions, link, results };
+        let parts = Parts { names, missing, behavior, clock, worker, sessions, link, results };
         let core = Arc::new(Core::new(parts));
         let (intake, fetching) = intake::spawn(core.clone());
         let tasks = vec![

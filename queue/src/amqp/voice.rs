@@ -22,7 +22,7 @@ use super::names::LEVELS;
 use super::parcel::long;
 use super::session::{Message, PATIENCE, Session};
 use super::{errors, line};
-use crate::{Result, WorkerStatus};
+use crate::{Missing, Result, WorkerStatus};
 
 /// How long others have to answer when somebody begins to listen.
 const ANSWER: Duration = Duration::from_millis(200);
@@ -136,7 +136,8 @@ pub(super) async fn report(core: &Core, status: &WorkerStatus) -> Result<()> {
     if core.heard.note_worker(status.clone(), now) {
         core.bell.ring();
     }
-    session.publish(vec![worker_note(core, status, Duration::ZERO)]).await
+    // Not by the channel of the jobs, which the broker closes where nothing is there that it could be said to.
+    session.say(worker_note(core, status, Duration::ZERO)).await
 }
 
 fn worker_note(core: &Core, status: &WorkerStatus, age: Duration) -> Message {
@@ -264,21 +265,23 @@ impl Acks<'_> {
 /// Looks whether all still meet where they did: with an exchange that is deleted goes what leads from it to
 /// us, and nobody tells.
 async fn meet(core: &Core, channel: &Channel) -> Result<()> {
-    let found = timeout(PATIENCE, find_exchange(core, channel)).await;
+    let found = timeout(PATIENCE, have_exchange(core, channel, Missing::Refuse)).await;
     // Who does not answer has not said that it is gone.
     found.unwrap_or(Ok(())).map_err(|error| errors::op(&error, "let us hear what is held"))
 }
 
-async fn find_exchange(core: &Core, channel: &Channel) -> lapin::Result<()> {
-    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+async fn have_exchange(core: &Core, channel: &Channel, missing: Missing) -> lapin::Result<()> {
+    let passive = missing == Missing::Refuse;
+    let options =
+        ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
     let (exchange, none) = (core.names.status(), FieldTable::default());
     channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, options, none).await
 }
 
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
     let channel = session.intake.create_channel().await?;
-    // Before the queue, which would stay.
-    find_exchange(core, &channel).await?;
+    // Before the queue, which would stay. Who may make it does: nobody else may come for long.
+    have_exchange(core, &channel, core.missing).await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("classic"));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MAX_WAITING));
