@@ -43,8 +43,8 @@ pub(super) struct Core {
     last_place: AtomicI64,
     made: tokio::sync::Mutex<Made>,
     levels: Mutex<Levels>,
-    /// The session in which levels were looked for, plus one.
-    levels_found_in: AtomicU64,
+    /// How often this handle has ceased to hear others, and so may have missed what was told.
+    n_deaf: AtomicU64,
     /// Whether jobs come without being asked for; each burst of them rings the bell.
     pub(super) stands: AtomicBool,
     /// Whether nothing was in the queue at the last look.
@@ -77,12 +77,14 @@ impl Made {
 struct Levels {
     epoch: u64,
     n: u32,
+    /// How often others had ceased to be heard when levels were looked for in this session.
+    found_after: Option<u64>,
 }
 
 impl Levels {
     /// A broker that was away may have come back without them.
     fn in_session(epoch: u64) -> Self {
-        Self { epoch, n: FIRST_LEVELS }
+        Self { epoch, n: FIRST_LEVELS, found_after: None }
     }
 }
 
@@ -119,7 +121,7 @@ impl Core {
             last_place: AtomicI64::new(0),
             made: tokio::sync::Mutex::new(Made::in_session(0)),
             levels: Mutex::new(Levels::in_session(0)),
-            levels_found_in: AtomicU64::new(0),
+            n_deaf: AtomicU64::new(0),
             stands: AtomicBool::new(false),
             was_empty: AtomicBool::new(false),
             cancels: Cancels::default(),
@@ -236,18 +238,25 @@ impl Core {
 
     /// Looks for levels that others made before we listened; later ones are told of.
     pub(super) async fn find_levels(&self, session: &Session) -> Result<()> {
-        if self.levels_found_in.load(Ordering::SeqCst) > session.epoch {
+        self.note_levels(session.epoch, FIRST_LEVELS);
+        let n_deaf = Some(self.n_deaf.load(Ordering::SeqCst));
+        if self.levels().found_after == n_deaf {
             return Ok(());
         }
-        self.note_levels(session.epoch, FIRST_LEVELS);
         // Those made from here on are heard of.
         let hearing = super::voice::catch_up(self, session).await?;
         let n_levels = self.levels_from(session, self.n_levels()).await?;
         self.note_levels(session.epoch, n_levels);
-        if hearing == Hearing::All {
-            self.levels_found_in.store(session.epoch + 1, Ordering::SeqCst);
+        let mut levels = self.levels();
+        if hearing == Hearing::All && levels.epoch == session.epoch {
+            levels.found_after = n_deaf;
         }
         Ok(())
+    }
+
+    /// Notes that others are not heard any more: what they tell of meanwhile has to be looked for.
+    pub(super) fn note_deaf(&self) {
+        self.n_deaf.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many levels there are on the broker, of which so many are known.
@@ -345,6 +354,27 @@ mod tests {
                 counted = queue.depth().await;
             }
             assert_eq!(counted.unwrap().delayed, 0);
+        });
+    }
+
+    #[test]
+    fn a_level_that_was_told_of_while_nobody_could_hear_is_counted_later() {
+        block_on(async {
+            let (deaf, other) = (opened("deaf").await, opened("deaf").await);
+            assert_eq!(deaf.depth().await.unwrap().delayed, 0);
+            let session = other.core().session().await.unwrap();
+            let channel = session.intake.create_channel().await.unwrap();
+            let status = other.core().names.status();
+            let options = ExchangeDeleteOptions::default();
+            channel.exchange_delete(status.as_str().into(), options).await.unwrap();
+            let mut late = Job::new("late", Timestamp::now());
+            late.set("ebb-delay", "10h").unwrap();
+            other.publish(vec![late]).await.unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
+                assert!(Instant::now() < end, "it is never counted");
+                sleep(Duration::from_millis(100)).await;
+            }
         });
     }
 

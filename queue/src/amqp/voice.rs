@@ -169,6 +169,7 @@ pub(super) async fn keep(core: Arc<Core>) {
             debug!(%error, "cannot hear what is held");
         }
         core.heard.ear.send_replace(None);
+        core.note_deaf();
         sleep(PAUSE).await;
     }
 }
