@@ -28,6 +28,7 @@ mod kit;
 mod ledger;
 mod limits;
 mod line;
+mod most;
 mod names;
 mod parcel;
 mod publish;
