@@ -33,8 +33,9 @@ const LOOK: Duration = Duration::from_millis(5);
 const LOOKED_AT: &str = "looked at";
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
-/// Letters that the broker hands over at once: as many as have so many bytes together, by those before them,
-/// but never more than this, and as few where they are large or none is known.
+/// Letters that the broker hands over at once: as many as have so many bytes together where each is as large
+/// as the largest of the page before, but at most twice as many as in that one, never more than this, and as
+/// few where they are large or none is known.
 const PAGE_BYTES: u64 = 32 << 20;
 const LONGEST_PAGE: u64 = 1024;
 const FIRST_PAGE: u64 = 16;
@@ -52,7 +53,6 @@ struct Walk<'a> {
     n_counted: u64,
     n_left: u64,
     n_came: u64,
-    n_bytes: u64,
     held: BTreeSet<u64>,
     n_removed: u64,
     is_back: bool,
@@ -62,7 +62,10 @@ struct Walk<'a> {
 /// what it is handed in memory.
 struct Page {
     consumer: Consumer,
+    n_letters: u64,
     n_left: u64,
+    /// How many bytes the largest of those has that were seen.
+    n_largest: u64,
 }
 
 /// A dead letter that is held.
@@ -90,7 +93,6 @@ impl<'a> Walk<'a> {
             n_counted,
             n_left: n_counted.min(MAX_LETTERS),
             n_came: 0,
-            n_bytes: 0,
             held: BTreeSet::new(),
             n_removed: 0,
             is_back: false,
@@ -126,7 +128,7 @@ impl<'a> Walk<'a> {
         page.n_left -= 1;
         self.n_left -= 1;
         self.n_came += 1;
-        self.n_bytes += delivery.data.len() as u64;
+        page.n_largest = page.n_largest.max(delivery.data.len() as u64);
         self.held.insert(delivery.delivery_tag);
         let now = self.core.clock.now();
         let (parcel, _) = Parcel::read(&delivery.properties, delivery.data, now);
@@ -140,15 +142,16 @@ impl<'a> Walk<'a> {
             let options = BasicCancelOptions { nowait: true };
             self.channel.basic_cancel(consumer.tag(), options).await?;
         }
-        let n_left = page(self.n_came, self.n_bytes).min(self.n_left);
-        let prefetch = u16::try_from(n_left).unwrap_or(u16::MAX);
+        let before = self.page.as_ref().map(|page| (page.n_letters, page.n_largest));
+        let n_letters = n_next(before).min(self.n_left);
+        let prefetch = u16::try_from(n_letters).unwrap_or(u16::MAX);
         self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         // The broker gives back by the names of consumers, in their order.
         let name = format!("{:05}", self.n_came);
         let (dead, options) = (self.core.names.dead(), BasicConsumeOptions::default());
         let consuming =
             self.channel.basic_consume(dead.as_str().into(), name.as_str().into(), options, none());
-        Ok(Page { consumer: consuming.await?, n_left })
+        Ok(Page { consumer: consuming.await?, n_letters, n_left: n_letters, n_largest: 0 })
     }
 
     async fn remove(&mut self, tag: u64) -> Result<()> {
@@ -214,13 +217,11 @@ impl Drop for Walk<'_> {
     }
 }
 
-/// How many letters are handed over next, after so many with so many bytes.
-fn page(n_letters: u64, n_bytes: u64) -> u64 {
-    if n_letters == 0 {
-        return FIRST_PAGE;
-    }
-    let each = (n_bytes / n_letters).max(1);
-    (PAGE_BYTES / each).clamp(FIRST_PAGE, LONGEST_PAGE)
+/// How many letters are handed over next, after a page of so many of which the largest has so many bytes.
+fn n_next(before: Option<(u64, u64)>) -> u64 {
+    let Some((n_letters, n_largest)) = before else { return FIRST_PAGE };
+    let n_fitting = PAGE_BYTES / n_largest.max(1);
+    n_fitting.min(2 * n_letters).clamp(FIRST_PAGE, LONGEST_PAGE)
 }
 
 /// How many dead letters there are that nobody looks at.
@@ -447,10 +448,13 @@ mod tests {
 
     #[test]
     fn a_page_is_as_long_as_its_letters_are_small() {
-        assert_eq!(page(0, 0), FIRST_PAGE);
-        assert_eq!(page(16, 0), LONGEST_PAGE);
-        assert_eq!(page(16, 16 << 10), LONGEST_PAGE);
-        assert_eq!(page(16, 16 << 20), 32);
-        assert_eq!(page(16, 16 << 30), FIRST_PAGE);
+        assert_eq!(n_next(None), FIRST_PAGE);
+        // Those that follow small ones may be large.
+        assert_eq!(n_next(Some((16, 0))), 32);
+        assert_eq!(n_next(Some((512, 1 << 10))), LONGEST_PAGE);
+        assert_eq!(n_next(Some((1024, 1 << 10))), LONGEST_PAGE);
+        assert_eq!(n_next(Some((512, 1 << 20))), 32);
+        assert_eq!(n_next(Some((32, 4 << 20))), FIRST_PAGE);
+        assert_eq!(n_next(Some((1024, u64::MAX))), FIRST_PAGE);
     }
 }
