@@ -54,6 +54,8 @@ struct Walk<'a> {
     session: &'a Session,
     channel: Channel,
     page: Option<Page>,
+    /// Whether a letter may be on its way here.
+    has_asked: bool,
     n_counted: u64,
     n_left: u64,
     n_came: u64,
@@ -94,6 +96,7 @@ impl<'a> Walk<'a> {
             session,
             channel,
             page: None,
+            has_asked: false,
             n_counted,
             n_left: n_counted.min(MAX_LETTERS),
             n_came: 0,
@@ -108,6 +111,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if self.page.as_ref().is_none_or(|page| page.n_left == 0) {
+            self.has_asked = true;
             let turning = self.turn();
             let page = self.session.patiently("read dead letters", turning).await?;
             self.page = Some(page);
@@ -221,7 +225,7 @@ impl<'a> Walk<'a> {
 
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
-        if self.page.is_some() && !self.is_back {
+        if self.has_asked && !self.is_back {
             self.core.letters_away.store(self.n_to_come(), Ordering::SeqCst);
         }
     }
@@ -455,6 +459,12 @@ mod tests {
                 let mut walk = Walk::begin(core, &session).await.unwrap();
                 assert_eq!(look(&mut walk, 20).await.len(), 20);
                 drop(walk);
+                assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
+                // The same where it broke off before the first page came.
+                let mut walk = Walk::begin(core, &session).await.unwrap();
+                assert!(timeout(Duration::ZERO, walk.next()).await.is_err(), "it came at once");
+                drop(walk);
+                assert_eq!(core.letters_away.load(Ordering::SeqCst), LETTERS as u64);
                 assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
                 // The same where it ended in order, and not with the last.
                 let mut walk = Walk::begin(core, &session).await.unwrap();
