@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
@@ -53,8 +54,9 @@ pub(super) struct Core {
     pub(super) cancels: Cancels,
     /// Who looks at the dead letters takes them for a while, so one looks after the other.
     pub(super) reading_dead: tokio::sync::Mutex<()>,
-    /// How many there must be when those are back that a look which broke off had taken.
-    pub(super) letters_away: AtomicU64,
+    /// Who closes the channel by which a look that broke off had taken some, and how many there must be when
+    /// those are back.
+    letters_away: Mutex<Option<(AbortHandle, u64)>>,
 }
 
 /// Levels that this handle made sure of in a session, and those that it told others of.
@@ -126,7 +128,7 @@ impl Core {
             was_empty: AtomicBool::new(false),
             cancels: Cancels::default(),
             reading_dead: tokio::sync::Mutex::default(),
-            letters_away: AtomicU64::new(0),
+            letters_away: Mutex::default(),
         }
     }
 
@@ -214,6 +216,11 @@ impl Core {
             made.n_told = made.n;
         }
         Ok(())
+    }
+
+    /// What a look at dead letters that broke off had taken.
+    pub(super) fn letters_away(&self) -> MutexGuard<'_, Option<(AbortHandle, u64)>> {
+        self.letters_away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn levels(&self) -> MutexGuard<'_, Levels> {
