@@ -211,7 +211,7 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                 if session.check_open().is_err() {
                     core.heard.note_silence();
                 }
-                meet(core, &channel).await?;
+                meet(core, &channel, &consumer.queue()).await?;
             }
         }
     }
@@ -252,8 +252,13 @@ impl Acks<'_> {
 
 /// Looks whether all still meet where they did: with an exchange that is deleted goes what leads from it to
 /// us, and nobody tells.
-async fn meet(core: &Core, channel: &Channel) -> Result<()> {
-    let found = timeout(PATIENCE, have_exchange(core, channel, Missing::Refuse)).await;
+async fn meet(core: &Core, channel: &Channel, queue: &ShortString) -> Result<()> {
+    let meeting = async {
+        have_exchange(core, channel, Missing::Refuse).await?;
+        // Another may have made it again before we looked.
+        bind(core, channel, queue).await
+    };
+    let found = timeout(PATIENCE, meeting).await;
     // Who does not answer has not said that it is gone.
     found.unwrap_or(Ok(())).map_err(|error| errors::op(&error, "let us hear what is held"))
 }
@@ -266,18 +271,30 @@ async fn have_exchange(core: &Core, channel: &Channel, missing: Missing) -> lapi
     channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, options, none).await
 }
 
+async fn bind(core: &Core, channel: &Channel, queue: &ShortString) -> lapin::Result<()> {
+    let exchange = core.names.status().as_str().into();
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.clone(), exchange, "".into(), options, none).await
+}
+
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
-    let channel = session.intake.create_channel().await?;
-    // Before the queue, which would stay. Who may make it does: nobody else may come for long.
-    have_exchange(core, &channel, core.missing).await?;
+    let mut channel = session.intake.create_channel().await?;
+    // Before the queue, which would stay.
+    match have_exchange(core, &channel, Missing::Refuse).await {
+        Err(error) if core.missing == Missing::Create && errors::is_missing(&error) => {
+            // All others are to see that it is gone.
+            sleep(BEAT).await;
+            channel = session.intake.create_channel().await?;
+            have_exchange(core, &channel, Missing::Create).await?;
+        }
+        found => found?,
+    }
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("classic"));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MAX_WAITING));
     let options = QueueDeclareOptions::exclusive().auto_delete();
     let queue = channel.queue_declare("".into(), options, arguments).await?;
-    let exchange = core.names.status().as_str().into();
-    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.name().clone(), exchange, "".into(), options, none).await?;
+    bind(core, &channel, queue.name()).await?;
     // Without acknowledgements the broker would hand over all there is, however slowly it is heard.
     channel.basic_qos(WINDOW, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
