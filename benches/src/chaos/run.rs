@@ -1,6 +1,6 @@
 //! The run itself: a producer, two killers and a watcher side by side, until every job has ended.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use ebb_queue::{Job, JobId, Queue, Timestamp};
@@ -189,11 +189,13 @@ impl<'a> Run<'a> {
             }
             if ended < self.plan.jobs.len() || !self.all_is_done() {
                 quiet = None;
-            } else if open.len() <= usize::try_from(depth.dead)? {
+            } else if open.len() <= usize::try_from(depth.dead)?
+                && self.all_are_dead(&open, depth.dead).await?
+            {
                 return Ok(());
             } else if quiet.get_or_insert(Instant::now()).elapsed() > QUIET {
                 let n_open = open.len();
-                let words = "jobs have no completed result, dead letters are";
+                let words = "jobs have no completed result, dead letters of any jobs are";
                 progress(format_args!("unfinished: {n_open} {words} {}", depth.dead));
                 return Ok(());
             } else {
@@ -202,6 +204,14 @@ impl<'a> Run<'a> {
             }
             sleep(LOOK).await;
         }
+    }
+
+    /// Whether each job without a completed result has its letter: another may have one too many.
+    async fn all_are_dead(&self, open: &Open<'_>, n_dead: u64) -> anyhow::Result<bool> {
+        let n_dead = usize::try_from(n_dead)?;
+        let letters = patiently(|| self.queue.list(n_dead)).await?;
+        let dead: HashSet<&str> = letters.iter().map(|letter| letter.job.id.as_str()).collect();
+        Ok(open.unseen.iter().chain(&open.failed).all(|job| dead.contains(job.id.as_str())))
     }
 
     /// Whether all kills and restarts are made.
@@ -272,6 +282,11 @@ mod tests {
         let outcome = Outcome::Completed { content_type: "text/plain".into(), body: "x".into() };
         queue.put(&result(&plan.jobs[0], 2, outcome)).await.unwrap();
         assert!(timeout(QUIET / 4, &mut watching).await.is_err(), "it ended with one failure");
+        // One letter too many is that of another job.
+        queue.publish(requests(&plan.jobs[..1]).unwrap()).await.unwrap();
+        let held = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().pop().unwrap();
+        queue.settle(&[held.reject("bad")]).await.unwrap();
+        assert!(timeout(QUIET / 4, &mut watching).await.is_err(), "it ended with another's letter");
         queue.publish(requests(&plan.jobs[1..]).unwrap()).await.unwrap();
         let held = queue.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap().pop().unwrap();
         assert!(timeout(QUIET / 4, &mut watching).await.is_err(), "it ended while one is held");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
@@ -18,12 +19,14 @@ use super::parcel::Parcel;
 use super::session::{Message, Session};
 use super::topology;
 use super::voice::Hearing;
-use crate::{Behavior, Clock, Error, ErrorKind, Link, Result, Results, WorkerId};
+use crate::{Behavior, Clock, Error, ErrorKind, Link, Missing, Result, Results, WorkerId};
 
 /// What all parts of a handle share.
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) names: Names,
+    /// What becomes of parts of the queue that are not there.
+    pub(super) missing: Missing,
     pub(super) behavior: Behavior,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) worker: WorkerId,
@@ -41,8 +44,8 @@ pub(super) struct Core {
     last_place: AtomicI64,
     made: tokio::sync::Mutex<Made>,
     levels: Mutex<Levels>,
-    /// The session in which levels were looked for, plus one.
-    levels_found_in: AtomicU64,
+    /// How often this handle has ceased to hear others, and so may have missed what was told.
+    n_deaf: AtomicU64,
     /// Whether jobs come without being asked for; each burst of them rings the bell.
     pub(super) stands: AtomicBool,
     /// Whether nothing was in the queue at the last look.
@@ -51,8 +54,9 @@ pub(super) struct Core {
     pub(super) cancels: Cancels,
     /// Who looks at the dead letters takes them for a while, so one looks after the other.
     pub(super) reading_dead: tokio::sync::Mutex<()>,
-    /// How many there must be when those are back that a look which broke off had taken.
-    pub(super) letters_away: AtomicU64,
+    /// Who closes the channel by which a look that broke off had taken some, and how many there must be when
+    /// those are back.
+    letters_away: Mutex<Option<(AbortHandle, u64)>>,
 }
 
 /// Levels that this handle made sure of in a session, and those that it told others of.
@@ -75,18 +79,21 @@ impl Made {
 struct Levels {
     epoch: u64,
     n: u32,
+    /// How often others had ceased to be heard when levels were looked for in this session.
+    found_after: Option<u64>,
 }
 
 impl Levels {
     /// A broker that was away may have come back without them.
     fn in_session(epoch: u64) -> Self {
-        Self { epoch, n: FIRST_LEVELS }
+        Self { epoch, n: FIRST_LEVELS, found_after: None }
     }
 }
 
 /// What it takes to make one.
 pub(super) struct Parts {
     pub(super) names: Names,
+    pub(super) missing: Missing,
     pub(super) behavior: Behavior,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) worker: WorkerId,
@@ -97,9 +104,10 @@ pub(super) struct Parts {
 
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { names, behavior, clock, worker, sessions, link, results } = parts;
+        let Parts { names, missing, behavior, clock, worker, sessions, link, results } = parts;
         Self {
             names,
+            missing,
             behavior,
             clock,
             worker,
@@ -115,12 +123,12 @@ impl Core {
             last_place: AtomicI64::new(0),
             made: tokio::sync::Mutex::new(Made::in_session(0)),
             levels: Mutex::new(Levels::in_session(0)),
-            levels_found_in: AtomicU64::new(0),
+            n_deaf: AtomicU64::new(0),
             stands: AtomicBool::new(false),
             was_empty: AtomicBool::new(false),
             cancels: Cancels::default(),
             reading_dead: tokio::sync::Mutex::default(),
-            letters_away: AtomicU64::new(0),
+            letters_away: Mutex::default(),
         }
     }
 
@@ -210,6 +218,11 @@ impl Core {
         Ok(())
     }
 
+    /// What a look at dead letters that broke off had taken.
+    pub(super) fn letters_away(&self) -> MutexGuard<'_, Option<(AbortHandle, u64)>> {
+        self.letters_away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn levels(&self) -> MutexGuard<'_, Levels> {
         self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -232,18 +245,25 @@ impl Core {
 
     /// Looks for levels that others made before we listened; later ones are told of.
     pub(super) async fn find_levels(&self, session: &Session) -> Result<()> {
-        if self.levels_found_in.load(Ordering::SeqCst) > session.epoch {
+        self.note_levels(session.epoch, FIRST_LEVELS);
+        let n_deaf = Some(self.n_deaf.load(Ordering::SeqCst));
+        if self.levels().found_after == n_deaf {
             return Ok(());
         }
-        self.note_levels(session.epoch, FIRST_LEVELS);
         // Those made from here on are heard of.
         let hearing = super::voice::catch_up(self, session).await?;
         let n_levels = self.levels_from(session, self.n_levels()).await?;
         self.note_levels(session.epoch, n_levels);
-        if hearing == Hearing::All {
-            self.levels_found_in.store(session.epoch + 1, Ordering::SeqCst);
+        let mut levels = self.levels();
+        if hearing == Hearing::All && levels.epoch == session.epoch {
+            levels.found_after = n_deaf;
         }
         Ok(())
+    }
+
+    /// Notes that others are not heard any more: what they tell of meanwhile has to be looked for.
+    pub(super) fn note_deaf(&self) {
+        self.n_deaf.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many levels there are on the broker, of which so many are known.
@@ -341,6 +361,27 @@ mod tests {
                 counted = queue.depth().await;
             }
             assert_eq!(counted.unwrap().delayed, 0);
+        });
+    }
+
+    #[test]
+    fn a_level_that_was_told_of_while_nobody_could_hear_is_counted_later() {
+        block_on(async {
+            let (deaf, other) = (opened("deaf").await, opened("deaf").await);
+            assert_eq!(deaf.depth().await.unwrap().delayed, 0);
+            let session = other.core().session().await.unwrap();
+            let channel = session.intake.create_channel().await.unwrap();
+            let status = other.core().names.status();
+            let options = ExchangeDeleteOptions::default();
+            channel.exchange_delete(status.as_str().into(), options).await.unwrap();
+            let mut late = Job::new("late", Timestamp::now());
+            late.set("ebb-delay", "10h").unwrap();
+            other.publish(vec![late]).await.unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
+                assert!(Instant::now() < end, "it is never counted");
+                sleep(Duration::from_millis(100)).await;
+            }
         });
     }
 

@@ -2,7 +2,6 @@
 //! them takes all, and gives back what stays.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -11,7 +10,8 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::core::Core;
 use super::names::Lane;
@@ -33,14 +33,19 @@ const LOOK: Duration = Duration::from_millis(5);
 const LOOKED_AT: &str = "looked at";
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
-/// Letters that the broker hands over at once: as many as have so many bytes together, by those before them,
-/// but never more than this, and as few where they are large or none is known.
+/// Letters that the broker hands over at once: as many as have so many bytes together where each is as large
+/// as the largest of the page before, but at most twice as many as in that one, never more than this, and as
+/// few where they are large or none is known.
 const PAGE_BYTES: u64 = 32 << 20;
 const LONGEST_PAGE: u64 = 1024;
 const FIRST_PAGE: u64 = 16;
 /// Letters that a quorum queue puts back in their order where they are given back in one go: of more it
 /// makes a map of Erlang without one.
 const IN_ORDER: usize = 32;
+/// How many times in one go before those are seen to be back, and how long that may take in all: the broker
+/// makes one of all that it is given while 32 of them are not through (`rabbit_fifo_client`).
+const GOES: usize = 16;
+const IN_ORDER_TIME: Duration = Duration::from_secs(3);
 
 /// A walk through the dead letters, the oldest first. One that is dropped gives all back as well:
 /// the broker closes the channel.
@@ -49,10 +54,11 @@ struct Walk<'a> {
     session: &'a Session,
     channel: Channel,
     page: Option<Page>,
+    /// Whether a letter may be on its way here.
+    has_asked: bool,
     n_counted: u64,
     n_left: u64,
     n_came: u64,
-    n_bytes: u64,
     held: BTreeSet<u64>,
     n_removed: u64,
     is_back: bool,
@@ -62,7 +68,10 @@ struct Walk<'a> {
 /// what it is handed in memory.
 struct Page {
     consumer: Consumer,
+    n_letters: u64,
     n_left: u64,
+    /// How many bytes the largest of those has that were seen.
+    n_largest: u64,
 }
 
 /// A dead letter that is held.
@@ -74,10 +83,15 @@ struct Letter {
 impl<'a> Walk<'a> {
     async fn begin(core: &'a Core, session: &'a Session) -> Result<Self> {
         // Those of a walk that broke are on their way back, and nobody else looked since.
-        let n_away = core.letters_away.load(Ordering::SeqCst);
-        if n_away > 0 {
+        let away = core.letters_away().clone();
+        if let Some((closing, n_away)) = away {
+            // They may not even have left: what was asked for on a channel is done before it is closed.
+            let end = Instant::now() + BACK;
+            while !closing.is_finished() && Instant::now() < end {
+                sleep(LOOK).await;
+            }
             see_back(core, session, n_away).await;
-            core.letters_away.store(0, Ordering::SeqCst);
+            *core.letters_away() = None;
         }
         let n_counted = count(core, session).await?;
         let opening = session.intake.create_channel();
@@ -87,10 +101,10 @@ impl<'a> Walk<'a> {
             session,
             channel,
             page: None,
+            has_asked: false,
             n_counted,
             n_left: n_counted.min(MAX_LETTERS),
             n_came: 0,
-            n_bytes: 0,
             held: BTreeSet::new(),
             n_removed: 0,
             is_back: false,
@@ -102,6 +116,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if self.page.as_ref().is_none_or(|page| page.n_left == 0) {
+            self.has_asked = true;
             let turning = self.turn();
             let page = self.session.patiently("read dead letters", turning).await?;
             self.page = Some(page);
@@ -126,7 +141,7 @@ impl<'a> Walk<'a> {
         page.n_left -= 1;
         self.n_left -= 1;
         self.n_came += 1;
-        self.n_bytes += delivery.data.len() as u64;
+        page.n_largest = page.n_largest.max(delivery.data.len() as u64);
         self.held.insert(delivery.delivery_tag);
         let now = self.core.clock.now();
         let (parcel, _) = Parcel::read(&delivery.properties, delivery.data, now);
@@ -140,15 +155,16 @@ impl<'a> Walk<'a> {
             let options = BasicCancelOptions { nowait: true };
             self.channel.basic_cancel(consumer.tag(), options).await?;
         }
-        let n_left = page(self.n_came, self.n_bytes).min(self.n_left);
-        let prefetch = u16::try_from(n_left).unwrap_or(u16::MAX);
+        let before = self.page.as_ref().map(|page| (page.n_letters, page.n_largest));
+        let n_letters = n_next(before).min(self.n_left);
+        let prefetch = u16::try_from(n_letters).unwrap_or(u16::MAX);
         self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         // The broker gives back by the names of consumers, in their order.
         let name = format!("{:05}", self.n_came);
         let (dead, options) = (self.core.names.dead(), BasicConsumeOptions::default());
         let consuming =
             self.channel.basic_consume(dead.as_str().into(), name.as_str().into(), options, none());
-        Ok(Page { consumer: consuming.await?, n_left })
+        Ok(Page { consumer: consuming.await?, n_letters, n_left: n_letters, n_largest: 0 })
     }
 
     async fn remove(&mut self, tag: u64) -> Result<()> {
@@ -162,9 +178,9 @@ impl<'a> Walk<'a> {
     /// Gives back what was not removed, also where the walk was cut off: what was done by then, in a word,
     /// is told with the error.
     async fn end<T>(mut self, walked: Result<T>, done: &str) -> Result<T> {
-        let (session, dead) = (self.session, self.core.names.dead());
+        let session = self.session;
         let (gave_back, n_letters) = if walked.is_ok() {
-            let n_there = session.count_if_there(dead).await.ok().flatten().unwrap_or(0);
+            let n_there = count_there(self.core, session).await;
             let gave_back = session.patiently("put dead letters back", self.give_back()).await;
             (gave_back, n_there + self.held.len() as u64)
         } else {
@@ -199,8 +215,14 @@ impl<'a> Walk<'a> {
         }
         let options = BasicNackOptions { multiple: true, requeue: true };
         let held: Vec<u64> = self.held.iter().copied().collect();
-        for last in held.chunks(IN_ORDER).filter_map(<[u64]>::last) {
-            self.channel.basic_nack(*last, options).await?;
+        let (mut n_back, end) =
+            (count_there(self.core, self.session).await, Instant::now() + IN_ORDER_TIME);
+        for goes in held.chunks(IN_ORDER * GOES) {
+            for last in goes.chunks(IN_ORDER).filter_map(<[u64]>::last) {
+                self.channel.basic_nack(*last, options).await?;
+            }
+            n_back += goes.len() as u64;
+            see_back_by(self.core, self.session, n_back, end).await;
         }
         self.channel.close(200, "done".into()).await
     }
@@ -208,25 +230,34 @@ impl<'a> Walk<'a> {
 
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
-        if self.page.is_some() && !self.is_back {
-            self.core.letters_away.store(self.n_to_come(), Ordering::SeqCst);
+        if self.has_asked && !self.is_back {
+            let (channel, n_letters) = (self.channel.clone(), self.n_to_come());
+            // Without a runtime nobody looks again.
+            if let Ok(runtime) = Handle::try_current() {
+                let closing = async move { channel.close(200, "done".into()).await.ok() };
+                let closing = runtime.spawn(closing).abort_handle();
+                *self.core.letters_away() = Some((closing, n_letters));
+            }
         }
     }
 }
 
-/// How many letters are handed over next, after so many with so many bytes.
-fn page(n_letters: u64, n_bytes: u64) -> u64 {
-    if n_letters == 0 {
-        return FIRST_PAGE;
-    }
-    let each = (n_bytes / n_letters).max(1);
-    (PAGE_BYTES / each).clamp(FIRST_PAGE, LONGEST_PAGE)
+/// How many letters are handed over next, after a page of so many of which the largest has so many bytes.
+fn n_next(before: Option<(u64, u64)>) -> u64 {
+    let Some((n_letters, n_largest)) = before else { return FIRST_PAGE };
+    let n_fitting = PAGE_BYTES / n_largest.max(1);
+    n_fitting.min(2 * n_letters).clamp(FIRST_PAGE, LONGEST_PAGE)
 }
 
 /// How many dead letters there are that nobody looks at.
 async fn count(core: &Core, session: &Session) -> Result<u64> {
     let counts = session.counts(&[core.names.dead()]).await?;
     Ok(counts.first().copied().unwrap_or(0))
+}
+
+/// The same as far as the broker says.
+async fn count_there(core: &Core, session: &Session) -> u64 {
+    session.count_if_there(core.names.dead()).await.ok().flatten().unwrap_or(0)
 }
 
 /// Whether all that is ours has come by this channel: none waits, and what is on its way comes before the
@@ -240,9 +271,12 @@ async fn has_handed_over(core: &Core, session: &Session, channel: &Channel) -> R
 
 /// Waits until what was given back is seen to be there, for whoever looks next; gives nothing up.
 pub(super) async fn see_back(core: &Core, session: &Session, n_letters: u64) {
-    let end = Instant::now() + BACK;
+    see_back_by(core, session, n_letters, Instant::now() + BACK).await;
+}
+
+async fn see_back_by(core: &Core, session: &Session, n_letters: u64, end: Instant) {
     while Instant::now() < end {
-        match timeout(BACK, session.count_if_there(core.names.dead())).await {
+        match timeout_at(end, session.count_if_there(core.names.dead())).await {
             Ok(Ok(Some(n_there))) if n_there < n_letters => sleep(LOOK).await,
             _ => break,
         }
@@ -404,7 +438,8 @@ mod tests {
 
     #[test]
     fn letters_that_nobody_looks_at_yet_stay_at_the_broker_and_all_lie_as_they_lay_afterwards() {
-        const LETTERS: u64 = FIRST_PAGE + LONGEST_PAGE + 60;
+        // More than the broker is given back without a word from it.
+        const LETTERS: u64 = 4_000;
         block_on(async {
             let queue = with_letters("pages", LETTERS).await;
             let (core, all) = (queue.core(), (0..LETTERS).collect::<Vec<_>>());
@@ -436,6 +471,15 @@ mod tests {
                 assert_eq!(look(&mut walk, 20).await.len(), 20);
                 drop(walk);
                 assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
+                // The same where it broke off as it began, mostly before the first page came.
+                let mut walk = Walk::begin(core, &session).await.unwrap();
+                timeout(Duration::ZERO, walk.next()).await.ok();
+                drop(walk);
+                assert!(core.letters_away().is_some());
+                sleep(SOON).await;
+                see_back(core, &session, LETTERS as u64).await;
+                assert_eq!(count_there(core, &session).await, LETTERS as u64, "they stay away");
+                assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
                 // The same where it ended in order, and not with the last.
                 let mut walk = Walk::begin(core, &session).await.unwrap();
                 look(&mut walk, FIRST_PAGE as usize + 1).await;
@@ -447,10 +491,13 @@ mod tests {
 
     #[test]
     fn a_page_is_as_long_as_its_letters_are_small() {
-        assert_eq!(page(0, 0), FIRST_PAGE);
-        assert_eq!(page(16, 0), LONGEST_PAGE);
-        assert_eq!(page(16, 16 << 10), LONGEST_PAGE);
-        assert_eq!(page(16, 16 << 20), 32);
-        assert_eq!(page(16, 16 << 30), FIRST_PAGE);
+        assert_eq!(n_next(None), FIRST_PAGE);
+        // Those that follow small ones may be large.
+        assert_eq!(n_next(Some((16, 0))), 32);
+        assert_eq!(n_next(Some((512, 1 << 10))), LONGEST_PAGE);
+        assert_eq!(n_next(Some((1024, 1 << 10))), LONGEST_PAGE);
+        assert_eq!(n_next(Some((512, 1 << 20))), 32);
+        assert_eq!(n_next(Some((32, 4 << 20))), FIRST_PAGE);
+        assert_eq!(n_next(Some((1024, u64::MAX))), FIRST_PAGE);
     }
 }

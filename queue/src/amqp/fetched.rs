@@ -36,8 +36,8 @@ pub(super) struct Fetched {
 
 impl Fetched {
     pub(super) fn read(delivery: Delivery, lane: Lane, epoch: u64, now: Timestamp) -> Self {
-        let Delivery { delivery_tag, properties, data, .. } = delivery;
-        let (mut parcel, wrong) = Parcel::read_alive(&properties, data, now);
+        let Delivery { delivery_tag, redelivered, properties, data, .. } = delivery;
+        let (mut parcel, wrong) = Parcel::read_alive(&properties, data, now, redelivered);
         let mut names = properties.headers().iter().flat_map(|table| table.inner().keys());
         let is_said = names.any(|name| name.as_str().eq_ignore_ascii_case(header::PRIORITY));
         if let (Lane::New(priority), false) = (lane, is_said) {

@@ -109,7 +109,9 @@ pub(crate) const LIMITS: &[Limit] = &[
                   the clocks of the worker that buried them and of the one that deletes them, and \
                   bodies in a store of payloads stay until its lifecycle rules delete them. Of \
                   messages in ebb:NAME:dead without ebb-died-at, which are another's, more than 8 at \
-                  its head keep those behind them",
+                  its head keep those behind them. A purge of old ones puts one that is too young back \
+                  behind those that somebody has looked at, so an old one of these may stay until as \
+                  many more purges have looked as there are letters",
     },
     Limit {
         promise: "purge",

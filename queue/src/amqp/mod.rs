@@ -28,6 +28,7 @@ mod kit;
 mod ledger;
 mod limits;
 mod line;
+mod most;
 mod names;
 mod parcel;
 mod publish;
@@ -106,7 +107,7 @@ impl AmqpQueue {
         let caller = Caller { address, names: names.clone(), missing, name, limit };
         let (sessions, line) = line::open(caller, link.clone()).await?;
         let behavior = behavior.clone();
-        let parts = Parts { names, behavior, clock, worker, sessions, link, results };
+        let parts = Parts { names, missing, behavior, clock, worker, sessions, link, results };
         let core = Arc::new(Core::new(parts));
         let (intake, fetching) = intake::spawn(core.clone());
         let tasks = vec![

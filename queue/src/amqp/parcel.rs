@@ -96,7 +96,7 @@ impl Parcel {
         let died_at = note(DIED_AT).and_then(|at| at.parse().ok());
         // As merged above: the header, else the property of AMQP.
         let correlation = job.headers.correlation.as_deref().map(ShortString::try_new);
-        let mut parcel = Self {
+        let parcel = Self {
             place: number(PLACE).unwrap_or_else(|| job.enqueued_at.as_microsecond()),
             attempts,
             history: history.unwrap_or_default(),
@@ -108,20 +108,21 @@ impl Parcel {
             strange: strange(table.iter()),
             job,
         };
-        if parcel.death.is_none() {
-            parcel.charge_crashes(crashes(properties), now);
-        }
         (parcel, wrong)
     }
 
-    /// The same of a message in a lane, where nothing is dead, whatever it says of itself.
+    /// The same of a message in a lane, where nothing is dead, whatever it says of itself. One that was
+    /// delivered before is charged for that; of any other the broker has counted nothing, and what stands
+    /// there is a stranger's.
     pub(super) fn read_alive(
         properties: &BasicProperties,
         body: Vec<u8>,
         now: Timestamp,
+        is_redelivered: bool,
     ) -> (Self, Option<Error>) {
         let (mut parcel, wrong) = Self::read(properties, body, now);
-        if parcel.death.take().is_some() {
+        parcel.death = None;
+        if is_redelivered {
             parcel.charge_crashes(crashes(properties), now);
         }
         (parcel, wrong)
@@ -198,7 +199,7 @@ impl Parcel {
         };
         put(PLACE, AMQPValue::LongLongInt(self.place));
         if self.attempts > 0 {
-            put(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.into()));
+            put(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.min(MAX_ATTEMPTS).into()));
         }
         if !self.history.is_empty() {
             put(HISTORY, long(self.history_as_json()));
@@ -424,11 +425,12 @@ mod tests {
             (PLACE, AMQPValue::LongLongInt(i64::MIN)),
             (CRASHES, AMQPValue::LongUInt(u32::MAX)),
         ]);
-        let (mut parcel, wrong) = Parcel::read(&properties, Vec::new(), now());
+        let (mut parcel, wrong) = Parcel::read_alive(&properties, Vec::new(), now(), true);
         assert!(wrong.is_none());
         parcel.charge(now(), "it failed");
         assert_eq!((parcel.attempts, parcel.history.len()), (u32::MAX, MAX_HISTORY));
         let read = again(&parcel);
+        assert_eq!(read.attempts, MAX_ATTEMPTS);
         assert!(headers_size(&read) < 100_000 && read.place == i64::MIN);
     }
 
@@ -436,7 +438,7 @@ mod tests {
     fn a_job_that_says_that_it_is_dead_is_charged_for_lost_connections_as_others_are() {
         let died_at = (DIED_AT, long(now().to_string()));
         let properties = table(vec![died_at, (CRASHES, AMQPValue::LongLongInt(2))]);
-        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now());
+        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now(), true);
         assert_eq!((parcel.attempts, parcel.death), (2, None));
         let (letter, _) = Parcel::read(&properties, Vec::new(), now());
         assert!(letter.attempts == 0 && letter.death.is_some());
@@ -445,10 +447,17 @@ mod tests {
     #[test]
     fn a_lost_connection_is_charged_once_however_often_the_job_is_put_back() {
         let properties = table(vec![(CRASHES, AMQPValue::LongLongInt(2))]);
-        let (parcel, _) = Parcel::read(&properties, Vec::new(), now());
+        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now(), true);
         assert_eq!((parcel.attempts, parcel.history.len()), (2, 2));
         let parcel = again(&parcel);
         assert_eq!((parcel.attempts, parcel.history[1].attempt), (2, 2));
+    }
+
+    #[test]
+    fn a_job_that_was_never_delivered_is_charged_for_no_lost_connection_whatever_it_says() {
+        let properties = table(vec![(CRASHES, AMQPValue::LongLongInt(7))]);
+        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now(), false);
+        assert_eq!((parcel.attempts, parcel.history.len()), (0, 0));
     }
 
     #[test]

@@ -18,24 +18,18 @@ use tracing::debug;
 
 use super::core::Core;
 use super::heard::{Ear, Heard, Holding};
+use super::most::{Counts, Lately};
 use super::names::LEVELS;
 use super::parcel::long;
 use super::session::{Message, PATIENCE, Session};
 use super::{errors, line};
-use crate::{Result, WorkerStatus};
+use crate::{Missing, Result, WorkerStatus};
 
 /// How long others have to answer when somebody begins to listen.
 const ANSWER: Duration = Duration::from_millis(200);
 /// Who holds anything, and each worker, says so within this, asked or not.
 const BEAT: Duration = Duration::from_millis(1200);
 const PAUSE: Duration = Duration::from_millis(200);
-/// From one word on what we hold, and from what changed, to the next, where it is less than was said: under
-/// load it changes with every batch, and each word goes to all handles.
-const REST: Duration = Duration::from_millis(250);
-/// The same where it is more. Shorter than the doubt of who finds the queue empty.
-const REST_OF_MORE: Duration = Duration::from_millis(20);
-/// Changes within this are told as one: what came is in somebody's hands a moment later.
-const MOMENT: Duration = Duration::from_millis(3);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
 /// Messages of others that wait for us at the broker at most, when it cannot pass them on.
@@ -136,7 +130,8 @@ pub(super) async fn report(core: &Core, status: &WorkerStatus) -> Result<()> {
     if core.heard.note_worker(status.clone(), now) {
         core.bell.ring();
     }
-    session.publish(vec![worker_note(core, status, Duration::ZERO)]).await
+    // Not by the channel of the jobs, which the broker closes where nothing is there that it could be said to.
+    session.say(worker_note(core, status, Duration::ZERO)).await
 }
 
 fn worker_note(core: &Core, status: &WorkerStatus, age: Duration) -> Message {
@@ -168,6 +163,7 @@ pub(super) async fn keep(core: Arc<Core>) {
             debug!(%error, "cannot hear what is held");
         }
         core.heard.ear.send_replace(None);
+        core.note_deaf();
         sleep(PAUSE).await;
     }
 }
@@ -178,28 +174,26 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_greeted, mut told) = (false, (0, 0));
-    let (mut changed_at, mut told_at) = (None, Instant::now());
+    let mut told_at = Instant::now();
+    let mut lately = Lately::new(told_at, counts(core));
     let mut acks = Acks { channel: &channel, session, heard: 0, acked: 0 };
     loop {
-        let tells_at = changed_at.map(|at| tells_at(is_more(counts(core), told), told_at, at));
+        let tells_at = lately.tells_at(told, told_at);
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
-                hear(core, session, &heard).await?;
+                hear(core, session, &heard, &mut lately).await?;
                 acks.heard = heard.delivery_tag;
                 // Not one by one: each answer costs the broker as much as a message.
                 if acks.heard >= acks.acked + u64::from(WINDOW / 4) {
                     acks.send().await?;
                 }
             }
-            () = core.counts_changed.notified() => {
-                changed_at = changed_at.or_else(|| Some(Instant::now()));
-            }
+            () = core.counts_changed.notified() => lately.note(Instant::now(), counts(core)),
             () = sleep_until(tells_at.unwrap_or(told_at)), if tells_at.is_some() => {
-                changed_at = None;
-                let counts = counts(core);
-                if counts != told {
-                    told = tell_holding(core, session, counts).await?.unwrap_or(told);
+                let most = most(core, &mut lately);
+                if most != told {
+                    told = tell_holding(core, session, most).await?.unwrap_or(told);
                     told_at = Instant::now();
                 }
             }
@@ -210,19 +204,14 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                 if !is_greeted {
                     is_greeted = greet(core, session, &consumer).await?;
                 }
-                let counts = counts(core);
-                if counts != told {
-                    changed_at = changed_at.or_else(|| Some(Instant::now()));
-                }
-                // That it is less now is said when its time has come.
-                let counts = if is_more(counts, told) { counts } else { told };
-                if counts != (0, 0) {
-                    told = tell_holding(core, session, counts).await?.unwrap_or(told);
+                let most = most(core, &mut lately);
+                if most != (0, 0) {
+                    told = tell_holding(core, session, most).await?.unwrap_or(told);
                 }
                 if session.check_open().is_err() {
                     core.heard.note_silence();
                 }
-                meet(core, &channel).await?;
+                meet(core, &channel, &consumer.queue()).await?;
             }
         }
     }
@@ -263,30 +252,49 @@ impl Acks<'_> {
 
 /// Looks whether all still meet where they did: with an exchange that is deleted goes what leads from it to
 /// us, and nobody tells.
-async fn meet(core: &Core, channel: &Channel) -> Result<()> {
-    let found = timeout(PATIENCE, find_exchange(core, channel)).await;
+async fn meet(core: &Core, channel: &Channel, queue: &ShortString) -> Result<()> {
+    let meeting = async {
+        have_exchange(core, channel, Missing::Refuse).await?;
+        // Another may have made it again before we looked.
+        bind(core, channel, queue).await
+    };
+    let found = timeout(PATIENCE, meeting).await;
     // Who does not answer has not said that it is gone.
     found.unwrap_or(Ok(())).map_err(|error| errors::op(&error, "let us hear what is held"))
 }
 
-async fn find_exchange(core: &Core, channel: &Channel) -> lapin::Result<()> {
-    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+async fn have_exchange(core: &Core, channel: &Channel, missing: Missing) -> lapin::Result<()> {
+    let passive = missing == Missing::Refuse;
+    let options =
+        ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
     let (exchange, none) = (core.names.status(), FieldTable::default());
     channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, options, none).await
 }
 
+async fn bind(core: &Core, channel: &Channel, queue: &ShortString) -> lapin::Result<()> {
+    let exchange = core.names.status().as_str().into();
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    channel.queue_bind(queue.clone(), exchange, "".into(), options, none).await
+}
+
 async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
-    let channel = session.intake.create_channel().await?;
+    let mut channel = session.intake.create_channel().await?;
     // Before the queue, which would stay.
-    find_exchange(core, &channel).await?;
+    match have_exchange(core, &channel, Missing::Refuse).await {
+        Err(error) if core.missing == Missing::Create && errors::is_missing(&error) => {
+            // All others are to see that it is gone.
+            sleep(BEAT).await;
+            channel = session.intake.create_channel().await?;
+            have_exchange(core, &channel, Missing::Create).await?;
+        }
+        found => found?,
+    }
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), long("classic"));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MAX_WAITING));
     let options = QueueDeclareOptions::exclusive().auto_delete();
     let queue = channel.queue_declare("".into(), options, arguments).await?;
-    let exchange = core.names.status().as_str().into();
-    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.name().clone(), exchange, "".into(), options, none).await?;
+    bind(core, &channel, queue.name()).await?;
     // Without acknowledgements the broker would hand over all there is, however slowly it is heard.
     channel.basic_qos(WINDOW, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
@@ -296,7 +304,12 @@ async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consu
     Ok((channel, consumer))
 }
 
-async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> {
+async fn hear(
+    core: &Core,
+    session: &Session,
+    message: &Delivery,
+    lately: &mut Lately,
+) -> Result<()> {
     let kind = message.properties.kind().as_ref().map(ShortString::as_str);
     let number = || std::str::from_utf8(&message.data).ok()?.parse::<u64>().ok();
     match kind {
@@ -328,17 +341,17 @@ async fn hear(core: &Core, session: &Session, message: &Delivery) -> Result<()> 
             core.heard.echo.send_modify(|heard| *heard = n_echo.max(*heard));
         }
         Some("cancelled") => core.cancels.hear(&message.data),
-        Some("hello") => answer(core, session).await?,
+        Some("hello") => answer(core, session, lately).await?,
         _ => {}
     }
     Ok(())
 }
 
 /// Tells who is new what there is to know of us.
-async fn answer(core: &Core, session: &Session) -> Result<()> {
-    let counts = counts(core);
-    if counts != (0, 0) {
-        tell_holding(core, session, counts).await?;
+async fn answer(core: &Core, session: &Session, lately: &mut Lately) -> Result<()> {
+    let most = most(core, lately);
+    if most != (0, 0) {
+        tell_holding(core, session, most).await?;
     }
     if let Some((status, at)) = core.heard.own() {
         say(session, worker_note(core, &status, at.elapsed())).await?;
@@ -347,32 +360,23 @@ async fn answer(core: &Core, session: &Session) -> Result<()> {
 }
 
 /// What is held here, and what was fetched and handed to nobody.
-fn counts(core: &Core) -> (u64, u64) {
+fn counts(core: &Core) -> Counts {
     let ledger = core.ledger();
     (ledger.n_held(), ledger.n_between())
 }
 
-/// Whether more is held, or held and ahead together, than was told.
-fn is_more((held, ahead): (u64, u64), told: (u64, u64)) -> bool {
-    held > told.0 || held + ahead > told.0 + told.1
-}
-
-/// When a change is told: that there is more, nearly at once, and less only a while after it. What is heard
-/// may be too much for a while, and hardly ever too little: what went back is counted elsewhere by then.
-fn tells_at(is_more: bool, told_at: Instant, changed_at: Instant) -> Instant {
-    if is_more {
-        (told_at + REST_OF_MORE).max(changed_at + MOMENT)
-    } else {
-        (told_at + REST).max(changed_at + REST)
-    }
+/// The most of that lately, with what is here now.
+fn most(core: &Core, lately: &mut Lately) -> Counts {
+    lately.note(Instant::now(), counts(core));
+    lately.most()
 }
 
 /// Tells all what is held here, and ahead; none when nobody may speak.
 async fn tell_holding(
     core: &Core,
     session: &Session,
-    (held, ahead): (u64, u64),
-) -> Result<Option<(u64, u64)>> {
+    (held, ahead): Counts,
+) -> Result<Option<Counts>> {
     let holding = Holding { handle: core.handle.clone(), held, ahead };
     // A plain struct has nothing in it that JSON cannot say.
     let note = core.note("held", serde_json::to_vec(&holding).unwrap_or_default());
@@ -410,18 +414,6 @@ mod tests {
             let n_waiting = session.counts(&ear).await.unwrap()[0];
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
         });
-    }
-
-    #[test]
-    fn less_is_told_a_while_after_it_is_less_however_long_ago_the_last_word_was() {
-        let now = Instant::now() + BEAT;
-        let long_ago = now - BEAT;
-        assert_eq!(tells_at(false, long_ago, now), now + REST);
-        assert_eq!(tells_at(false, now, long_ago), now + REST);
-        assert_eq!(tells_at(true, long_ago, now), now + MOMENT);
-        assert_eq!(tells_at(true, now, now), now + REST_OF_MORE);
-        // More of what is held, and less of what is ahead, is as much.
-        assert!(is_more((2, 0), (1, 2)) && is_more((1, 2), (2, 0)) && !is_more((1, 1), (1, 1)));
     }
 
     fn holding(held: u64) -> Holding {

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, QueueUrl, Result};
+use ebb_queue::{ErrorKind, Phase, QueueUrl, Result, Timestamp, WorkerStatus};
 use ebb_servers::RabbitMq;
 use futures::TryStreamExt;
 use lapin::BasicProperties;
@@ -95,25 +95,51 @@ fn a_job_that_a_worker_puts_off_for_long_is_counted_and_purged_by_others() {
     });
 }
 
+fn status(worker: &str) -> WorkerStatus {
+    WorkerStatus {
+        id: worker.into(),
+        pod: worker.into(),
+        phase: Phase::Busy,
+        in_flight: 1,
+        slots: 8,
+        completed: 0,
+        failed: 0,
+        batch_time: None,
+        cold_start: Vec::new(),
+        first_result: None,
+        model: "echo".into(),
+        at: Timestamp::now(),
+    }
+}
+
 #[test]
 fn what_is_held_is_told_again_where_the_exchange_that_it_is_told_by_was_deleted() {
     on_shared(async |server| {
         let url = patient(server, "remade");
         let (first, other) = (handle(&url).await, handle(&url).await);
         first.publish(vec![job("a"), job("b")]).await.unwrap();
-        let _held = take_one(&first).await;
+        let held = take_one(&first).await;
         until("it is heard", async || depth(&other).await.in_flight == 1).await;
         let (_connection, channel) = plain(server).await;
         let (name, options) = ("ebb:remade:status".into(), ExchangeDeleteOptions::default());
         channel.exchange_delete(name, options).await.unwrap();
-        // Each says something within this time, and nothing is there to say it to.
-        sleep(Duration::from_millis(1_500)).await;
-        // It is made again by whoever comes next.
+        // Each says something within this time, and nothing is there to say it to until one of them makes it.
+        for _ in 0..15 {
+            // A worker says how it is before anybody has noticed.
+            first.report(&status("first")).await.ok();
+            sleep(Duration::from_millis(100)).await;
+        }
+        until("it is heard without anybody new", async || depth(&other).await.in_flight == 1).await;
+        assert_eq!(first.link().n_losses(), 0, "its connection was lost, and what it held");
         let late = handle(&url).await;
         until("it is heard by the new one", async || depth(&late).await.in_flight == 1).await;
         until("it is heard again", async || depth(&other).await.in_flight == 1).await;
         let _more = take_one(&late).await;
         until("more is heard", async || depth(&other).await.in_flight == 2).await;
         until("the first hears too", async || depth(&first).await.in_flight == 2).await;
+        first.report(&status("first")).await.unwrap();
+        let is_listed = async || other.workers().await.is_ok_and(|workers| workers.len() == 1);
+        until("its report is heard", is_listed).await;
+        first.settle(&[held.ack()]).await.unwrap();
     });
 }
