@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use ebb_queue::{ErrorKind, Missing, OpenOptions, Payloads, Queue, Results, SystemClock};
+use ebb_queue::{Missing, OpenOptions, Payloads, Queue, Results, SystemClock};
 use ebb_telemetry::{Gate, GateKind, Health, Service};
 use futures::future::BoxFuture;
 use prometheus::Registry;
@@ -238,7 +238,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use ebb_queue::memory::MemoryQueue;
-    use ebb_queue::{Behavior, Error, QueueUrl};
+    use ebb_queue::{Behavior, Error, ErrorKind, QueueUrl};
     use tokio::time::Instant;
 
     use super::*;

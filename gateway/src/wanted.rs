@@ -7,7 +7,7 @@ use ebb_queue::{Error, ErrorKind, JobId, Queue};
 use futures::{StreamExt, stream};
 use prometheus::IntCounter;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
@@ -19,8 +19,11 @@ const AT_ONCE: usize = 16;
 /// Requests whose jobs are cancelled at a time.
 const REQUESTS: usize = 8;
 
-/// How long one cancel may take, and how long nothing is asked of a broker that took longer.
+/// How long one cancel may take, and how long nothing is asked of a broker that took longer or is away.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long after its client left a job is tried to be cancelled.
+const LATEST: Duration = Duration::from_secs(60);
 
 /// Cancels in the background what is not wanted any more; clones share the work.
 #[derive(Debug, Clone)]
@@ -58,7 +61,7 @@ impl Canceller {
     /// Outside of a runtime.
     pub fn start(metrics: &Metrics, max_in_flight: usize) -> (Self, AbortOnDropHandle<()>) {
         let (canceller, left) = Self::new(metrics, max_in_flight);
-        let work = tokio::spawn(work(left, metrics.clone()));
+        let work = tokio::spawn(work(left, metrics.clone(), max_in_flight.max(1)));
         (canceller, AbortOnDropHandle::new(work))
     }
 
@@ -74,14 +77,15 @@ impl Canceller {
     }
 }
 
-async fn work(mut left: mpsc::Receiver<Left>, metrics: Metrics) {
+async fn work(mut left: mpsc::Receiver<Left>, metrics: Metrics, most: usize) {
     let left = stream::poll_fn(move |context| left.poll_recv(context));
-    let hung = Hung::default();
-    left.for_each_concurrent(REQUESTS, |left| left.cancel(&metrics, &hung)).await;
+    let (hung, places) = (Hung::default(), Semaphore::new(REQUESTS));
+    // Those of a broker that hangs or is away wait here, and keep nobody from a place.
+    left.for_each_concurrent(most, |left| left.cancel(&metrics, &hung, &places)).await;
 }
 
-/// Queues whose brokers have hung, and until when nothing is asked of them: they would hold up the jobs of
-/// all others.
+/// Queues whose brokers have hung or were away, and until when nothing is asked of them: they would hold up
+/// the jobs of all others.
 #[derive(Default)]
 struct Hung(Mutex<Vec<(Queue, Instant)>>);
 
@@ -90,48 +94,72 @@ impl Hung {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has(&self, queue: &Queue) -> bool {
+    fn until(&self, queue: &Queue) -> Option<Instant> {
         let mut queues = self.queues();
         let now = Instant::now();
         queues.retain(|(_, until)| *until > now);
-        queues.iter().any(|(hung, _)| Arc::ptr_eq(hung, queue))
+        queues.iter().find(|(hung, _)| Arc::ptr_eq(hung, queue)).map(|(_, until)| *until)
     }
 
     fn add(&self, queue: &Queue) {
-        if !self.has(queue) {
+        if self.until(queue).is_none() {
             self.queues().push((Arc::clone(queue), Instant::now() + PATIENCE));
         }
     }
 }
 
 impl Left {
-    async fn cancel(self, metrics: &Metrics, hung: &Hung) {
-        let Self { queue, ids, mut uncancelled } = self;
-        if hung.has(&queue) {
-            debug!("the broker has just hung; jobs that nobody waits for go on");
-            return;
+    async fn cancel(mut self, metrics: &Metrics, hung: &Hung, places: &Semaphore) {
+        let latest = Instant::now() + LATEST;
+        while !self.ids.is_empty() && Instant::now() < latest {
+            if let Some(until) = hung.until(&self.queue) {
+                sleep_until(until).await;
+                continue;
+            }
+            let Ok(_place) = places.acquire().await else { return };
+            // Somebody may have found out meanwhile.
+            if hung.until(&self.queue).is_none() {
+                self.try_each(metrics, hung).await;
+            }
         }
-        let cancel = async |id: JobId| timeout(PATIENCE, queue.cancel(&id)).await;
+        if !self.ids.is_empty() {
+            debug!(n_jobs = self.ids.len(), "jobs that nobody waits for go on");
+        }
+    }
+
+    /// Leaves those whose broker hangs or is away.
+    async fn try_each(&mut self, metrics: &Metrics, hung: &Hung) {
+        let ids = std::mem::take(&mut self.ids);
+        let queue = &self.queue;
+        let cancel = async |id: JobId| {
+            if hung.until(queue).is_some() {
+                return (id, None);
+            }
+            let cancelled = timeout(PATIENCE, queue.cancel(&id)).await.unwrap_or_else(|_| {
+                let words = format!("no answer within {} s", PATIENCE.as_secs());
+                Err(Error::new(ErrorKind::Unavailable, words))
+            });
+            (id, Some(cancelled))
+        };
         let mut cancels = std::pin::pin!(stream::iter(ids).map(cancel).buffer_unordered(AT_ONCE));
-        while let Some(cancelled) = cancels.next().await {
+        while let Some((id, cancelled)) = cancels.next().await {
             let error = match cancelled {
-                Ok(Ok(cancelled)) => {
+                Some(Ok(cancelled)) => {
                     metrics.cancelled.inc_by(u64::from(cancelled.took_effect()));
-                    uncancelled.n_jobs -= 1;
+                    self.uncancelled.n_jobs -= 1;
                     continue;
                 }
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    hung.add(&queue);
-                    let words = format!("no answer within {} s", PATIENCE.as_secs());
-                    Error::new(ErrorKind::Unavailable, words)
+                Some(Err(error)) => error,
+                None => {
+                    self.ids.push(id);
+                    continue;
                 }
             };
-            debug!(%error, "a job that nobody waits for goes on");
+            debug!(%error, job.id = %id, "a job that nobody waits for is not cancelled");
             metrics.failed("cancel", &error);
             if error.kind() == ErrorKind::Unavailable {
-                // The others would wait as long for nothing.
-                break;
+                hung.add(queue);
+                self.ids.push(id);
             }
         }
     }
@@ -225,13 +253,18 @@ mod tests {
         }
         put(&good).await;
         tokio::time::sleep(PATIENCE + Duration::from_secs(1)).await;
-        assert_eq!((metrics.cancelled.get(), metrics.uncancelled.get()), (1, 100));
-        // It is asked again.
+        assert_eq!((metrics.cancelled.get(), metrics.uncancelled.get()), (1, 0));
+        // It is asked again, for all of them.
         hangs.set(Faults::NONE);
-        tokio::time::sleep(PATIENCE).await;
         put(&hung).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!((metrics.cancelled.get(), metrics.uncancelled.get()), (2, 100));
+        tokio::time::sleep(2 * PATIENCE).await;
+        assert_eq!((metrics.cancelled.get(), metrics.uncancelled.get()), (2, 0));
+        hangs.set(faults);
+        for _ in 0..100 {
+            drop(Wanted::new(&hung, vec![JobId::fresh()], &canceller));
+        }
+        tokio::time::sleep(LATEST + 2 * PATIENCE).await;
+        assert_eq!(metrics.uncancelled.get(), 100, "not for ever");
     }
 
     #[tokio::test(start_paused = true)]
@@ -242,7 +275,8 @@ mod tests {
         let metrics = Metrics::default();
         let (canceller, _left) = Canceller::new(&metrics, 1);
         let ids = vec![JobId::fresh(), JobId::fresh()];
-        canceller.left_of(&queue, ids).cancel(&metrics, &Hung::default()).await;
+        let (hung, places) = (Hung::default(), Semaphore::new(1));
+        canceller.left_of(&queue, ids).cancel(&metrics, &hung, &places).await;
         assert_eq!((metrics.uncancelled.get(), metrics.cancelled.get()), (2, 0));
     }
 }

@@ -69,4 +69,3 @@ pub trait Model: 'static {
         batch: &[Self::Input],
     ) -> Result<Vec<Result<Self::Output, ItemError>>, InferError>;
 }
-#[cfg(test)]

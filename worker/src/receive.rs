@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ebb_queue::{Delivery, ErrorKind, Failure, FailureKind};
+use ebb_queue::{Delivery, Failure, FailureKind};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tracing::debug;
 

@@ -249,9 +249,9 @@ impl Served {
             Stored::Stored => None,
         };
         // A call that failed may have stored it all the same; that of another attempt is counted there.
-        *is_told = there.as_ref().is_none_or(|there| {
-            there.attempt == result.attempt && there.outcome == result.outcome
-        });
+        *is_told = there
+            .as_ref()
+            .is_none_or(|there| there.attempt == result.attempt && there.outcome == result.outcome);
         if is_cancelled(there.as_ref()) {
             return Err(Unanswered::Cancelled);
         }

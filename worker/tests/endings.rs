@@ -210,15 +210,18 @@ async fn a_call_that_brings_nothing_is_no_end_while_jobs_are_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn a_few_refusals_to_count_are_no_end_while_jobs_are_ready() {
-    for (n_refusals, n_completed) in [(4, 3), (usize::from(u16::MAX), 0)] {
+    let ever = usize::from(u16::MAX);
+    for (n_refusals, kind, n_completed) in
+        [(4, ErrorKind::Internal, 3), (4, ErrorKind::Denied, 3), (ever, ErrorKind::Internal, 0)]
+    {
         let (queue, clock) = queue(LEASE);
         queue.publish((0..3).map(echo_job).collect()).await.unwrap();
         let until_empty = Settings { exit_when_empty: true, ..settings() };
         let mut parts = parts(&Arc::new(queue.clone()), &clock, echo(), until_empty);
-        let odd = Odd::failing(&queue, DEPTH, &[(n_refusals, ErrorKind::Internal)]);
+        let odd = Odd::failing(&queue, DEPTH, &[(n_refusals, kind)]);
         parts.queues[0].broker = Arc::new(Odd { n_vain: AtomicU32::new(9), ..odd });
         let summary = Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
-        assert_eq!(summary.completed, n_completed, "{n_refusals} refusals");
+        assert_eq!(summary.completed, n_completed, "{n_refusals} refusals of {kind}");
     }
 }
 

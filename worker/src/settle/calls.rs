@@ -26,6 +26,12 @@ enum Whose {
     ItsOwn(&'static str),
 }
 
+/// Whether a failure for good may be the job's as well as everyone's, so that a look at another tells.
+fn is_probed(whose: Whose, kind: ErrorKind) -> bool {
+    use ErrorKind::{Incompatible, Missing};
+    matches!((whose, kind), (Whose::Everyones(_), Missing | Incompatible))
+}
+
 /// Whether another try may end otherwise.
 fn can_be_mended(error: &ebb_queue::Error) -> bool {
     use ErrorKind::{Denied, Incompatible, Invalid};
