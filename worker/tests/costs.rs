@@ -9,10 +9,10 @@ use std::time::Duration;
 use ebb_model::echo::{Echo, EchoInput};
 use ebb_model::{InferError, ItemError, Layout, Model};
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Broker, DeadLetters, Job};
+use ebb_queue::{Broker, DeadLetters, Job, JobResult, Outcome, ResultStore};
 use ebb_worker::batcher::Size;
 use ebb_worker::{Answer, BadJob, Codec, Device, Metrics, ModelParts, Pipeline, Settings, Spent};
-use support::{Alarmed, answer, echo_job, job, parts_of, queue, served, settings};
+use support::{Alarmed, answer, echo_job, job, parts, parts_of, queue, served, settings};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -105,6 +105,23 @@ async fn all_time_of_the_device_is_somebodys_or_for_no_answer() {
     let answered = metrics.device_seconds.with_label_values(&["echo", "none"]).get();
     let failed = metrics.failed_seconds.with_label_values(&["echo"]).get();
     assert!(answered > 0.0 && failed > 0.0 && (all - answered - failed).abs() < 1e-6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_attempt_has_answered_is_charged_once() {
+    let (queue, clock) = queue(LEASE);
+    queue.publish((0..2).map(echo_job).collect()).await.unwrap();
+    let outcome = Outcome::Completed { content_type: "text/plain".to_owned(), body: "42".into() };
+    let (id, finished_at) = (echo_job(0).id, clock.now());
+    queue.put(&JobResult { id, attempt: 1, outcome, finished_at, queue: None }).await.unwrap();
+    let device = Device::inline(Echo::new(), |_: &[EchoInput]| Duration::from_secs(1));
+    let settings = Settings { exit_when_empty: true, ..settings() };
+    let parts = parts(&Arc::new(queue.clone()), &clock, device, settings);
+    let metrics = parts.metrics.clone();
+    Pipeline::new(parts).run(CancellationToken::new()).await.unwrap();
+    let answered = metrics.device_seconds.with_label_values(&["echo", "none"]).get();
+    let failed = metrics.failed_seconds.with_label_values(&["echo"]).get();
+    assert!((answered - 0.5).abs() < 1e-6 && (failed - 0.5).abs() < 1e-6, "{answered}, {failed}");
 }
 
 #[tokio::test(start_paused = true)]
