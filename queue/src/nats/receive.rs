@@ -59,7 +59,7 @@ impl Found {
 struct Known {
     claims: OnceCell<Claims>,
     marks: OnceCell<()>,
-    /// Whether it is known which stream the jobs are in.
+    /// Whether it was asked which stream the jobs are in.
     stream: OnceCell<()>,
 }
 
@@ -269,9 +269,14 @@ impl NatsQueue {
         }
         let headers = message.headers.unwrap_or_default();
         if !Entry::is_named(&headers) {
-            // The stream may have been made anew since it was seen last.
-            let look = || async { self.glance().await.map(drop) };
-            known.stream.get_or_try_init(look).await?;
+            // The stream may have been made anew since it was seen last. Where it cannot be seen it is as it
+            // was: to ask again for each message would take as long each time.
+            let look = || async {
+                if let Err(error) = self.glance().await {
+                    tracing::debug!(%error, "the stream cannot be seen, and is taken for the same");
+                }
+            };
+            known.stream.get_or_init(look).await;
         }
         let (created, priority) = (shared.created(), lane.priority);
         let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
