@@ -34,6 +34,8 @@ const BLINK: Duration = Duration::from_millis(1);
 /// So long a look clears away what died waiting before it hands out what it has: of what it has the
 /// leases run.
 pub(super) const CLEARING: Duration = Duration::from_millis(100);
+/// A look that took long leaves so much for the replies to those that died meanwhile.
+const LAST_REPLIES: Duration = Duration::from_millis(500);
 /// Jobs that a lane is asked for at a time, for the same reason.
 const STEP: usize = 512;
 
@@ -372,6 +374,7 @@ impl NatsQueue {
     /// Without those that died while they waited for what else there is.
     async fn without_late(&self, found: Vec<Found>, told_by: Instant) -> Vec<Found> {
         let (shared, now) = (&*self.shared, self.now());
+        let told_by = told_by.max(Instant::now() + LAST_REPLIES);
         let (late, found): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|one| one.entry.job.expired(now));
         let ends = late.into_iter().map(async |Found { held: Held { token, .. }, entry }| {
