@@ -55,6 +55,14 @@ impl NatsQueue {
         Ok(info.glance())
     }
 
+    /// Sees whether the stream was made anew. Where that cannot be seen it is taken for the same: to ask
+    /// again for each message would take as long each time.
+    pub(super) async fn meet_again(&self) {
+        if let Err(error) = self.glance().await {
+            tracing::debug!(%error, "whether the stream was made anew cannot be seen");
+        }
+    }
+
     /// The same as if what plain clients published had no headers.
     pub(super) async fn survey_depth(&self) -> Result<Seen> {
         let shared = &*self.shared;
@@ -183,8 +191,8 @@ impl NatsQueue {
     }
 
     /// When the oldest of these was published whose leases ended, of the first of them in the stream: many
-    /// are done long since, and are passed over by what lies behind them. They count
-    /// as well where others lie between them. Of many an old one that was tried again may be missed.
+    /// are done long since, and are passed over by what lies behind them. They count as well where
+    /// others lie between them: of many an old one that was tried again may be missed.
     async fn first_lapsed(&self, mut lapsed: Vec<u64>) -> Result<Option<Timestamp>> {
         lapsed.sort_unstable();
         let (shared, mut left) = (&*self.shared, &lapsed[..]);

@@ -271,14 +271,7 @@ impl NatsQueue {
         }
         let headers = message.headers.unwrap_or_default();
         if !Entry::is_named(&headers) {
-            // The stream may have been made anew since it was seen last. Where it cannot be seen it is as it
-            // was: to ask again for each message would take as long each time.
-            let look = || async {
-                if let Err(error) = self.glance().await {
-                    tracing::debug!(%error, "the stream cannot be seen, and is taken for the same");
-                }
-            };
-            known.stream.get_or_init(look).await;
+            known.stream.get_or_init(|| self.meet_again()).await;
         }
         let (created, priority) = (shared.created(), lane.priority);
         let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
