@@ -16,6 +16,8 @@ use crate::{ByPriority, Depth, Result, Timestamp, header, unread};
 /// Jobs that a look examines one by one, since no subject tells: expired ones for an answer that is there,
 /// and those whose lease ended for when they were published. Each is read with its body.
 const EXAMINED: usize = 32;
+/// Those of them that are read at the same time: their bodies may be large.
+const AT_ONCE: usize = 8;
 
 /// What one look sees: how much it is, where it lies, and how far the lanes with jobs have come.
 type Seen = (Depth, Survey, Vec<(Lane, ConsumerInfo)>);
@@ -51,6 +53,14 @@ impl NatsQueue {
         let info = info.ok_or_else(|| self.is_gone())?;
         self.shared.meet_stream(info.created);
         Ok(info.glance())
+    }
+
+    /// Sees whether the stream was made anew. Where that cannot be seen it is taken for the same: to ask
+    /// again for each message would take as long each time.
+    pub(super) async fn meet_again(&self) {
+        if let Err(error) = self.glance().await {
+            tracing::debug!(%error, "whether the stream was made anew cannot be seen");
+        }
     }
 
     /// The same as if what plain clients published had no headers.
@@ -181,21 +191,26 @@ impl NatsQueue {
     }
 
     /// When the oldest of these was published whose leases ended, of the first of them in the stream: many
-    /// are done long since, and are passed over by what lies behind them. Of many an old one that was
-    /// tried again may be missed.
+    /// are done long since, and are passed over by what lies behind them. They count as well where
+    /// others lie between them: of many an old one that was tried again may be missed.
     async fn first_lapsed(&self, mut lapsed: Vec<u64>) -> Result<Option<Timestamp>> {
         lapsed.sort_unstable();
         let (shared, mut left) = (&*self.shared, &lapsed[..]);
-        let (mut oldest, mut n_there) = (None, 0);
-        for _ in 0..2 * EXAMINED {
-            let Some(first) = left.first().filter(|_| n_there < EXAMINED) else { break };
-            let Some(kept) = shared.api.next(&shared.names.jobs, *first, ">").await? else { break };
-            left = &left[left.partition_point(|seq| *seq < kept.seq)..];
-            if let Some(rest) = left.strip_prefix(&[kept.seq]) {
-                left = rest;
-                n_there += 1;
-                let at = published_at(&kept);
-                oldest = Some(oldest.map_or(at, |known: Timestamp| known.min(at)));
+        let (mut oldest, mut n_asked) = (None, 0);
+        while n_asked < EXAMINED && !left.is_empty() {
+            let wave = &left[..left.len().min(AT_ONCE)];
+            let asked = wave.iter().map(|seq| shared.api.next(&shared.names.jobs, *seq, ">"));
+            n_asked += wave.len();
+            for kept in try_join_all(asked).await? {
+                // Behind the end of the stream there is none of the others either.
+                let Some(kept) = kept else { return Ok(oldest) };
+                // Of those that are gone several have the same answer.
+                left = &left[left.partition_point(|seq| *seq < kept.seq)..];
+                if let Some(rest) = left.strip_prefix(&[kept.seq]) {
+                    left = rest;
+                    let at = published_at(&kept);
+                    oldest = Some(oldest.map_or(at, |known: Timestamp| known.min(at)));
+                }
             }
         }
         Ok(oldest)

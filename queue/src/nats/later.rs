@@ -1,7 +1,7 @@
 //! What time alone makes ready or kills: the subjects of such jobs tell when.
 
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -198,18 +198,18 @@ impl NatsQueue {
         let pace = Pace::new(subjects.len(), self.shared.behavior.lease, end);
         let moved = self.move_subjects(&subjects, pace).await?;
         ripe.forget(moved.iter().map(|moved| matches!(moved, Ok(true))).collect());
-        moved.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+        gravest(moved)
     }
 
     /// Moves the jobs of these subjects, and tells of each whether none is left. One that fails leaves the
-    /// others to their end: they may be between two steps of what belongs together.
+    /// others to their end: they may be between two steps of what belongs together. Once the server is gone
+    /// none begins.
     pub(super) async fn move_subjects(
         &self,
         subjects: &[String],
         pace: Pace,
     ) -> Result<Vec<Result<bool>>> {
-        let moves = subjects.iter().map(async |subject| Ok(self.move_subject(subject, pace).await));
-        in_order(moves.collect()).await
+        until_gone(subjects.iter().map(|subject| self.move_subject(subject, pace))).await
     }
 
     async fn look_later(&self) -> Result<()> {
@@ -329,9 +329,54 @@ impl NatsQueue {
     }
 }
 
+/// Goes on with these until one finds the server gone: those that have begun end, and of the others
+/// something is left.
+async fn until_gone<F>(moves: impl Iterator<Item = F>) -> Result<Vec<Result<bool>>>
+where
+    F: Future<Output = Result<bool>>,
+{
+    let is_gone = &AtomicBool::new(false);
+    let moves = moves.map(|moving| async move {
+        if is_gone.load(Ordering::Acquire) {
+            return Ok(Ok(false));
+        }
+        let moved = moving.await;
+        if moved.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+            is_gone.store(true, Ordering::Release);
+        }
+        Ok(moved)
+    });
+    in_order(moves.collect()).await
+}
+
+/// What failed of these; that the server is gone before all else.
+pub(super) fn gravest(moved: Vec<Result<bool>>) -> Result<()> {
+    let failed = moved.into_iter().filter_map(Result::err);
+    failed.min_by_key(|error| error.kind() != ErrorKind::Unavailable).map_or(Ok(()), Err)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn no_move_begins_once_the_server_is_gone() {
+        const LATE: Duration = Duration::from_secs(4);
+        let begin = Instant::now();
+        let moves = (0..100_000).map(async |nth| {
+            if nth < 3 {
+                return Err(Error::new(ErrorKind::Internal, "of this job"));
+            }
+            tokio::time::sleep(LATE).await;
+            Err(Error::new(ErrorKind::Unavailable, "no answer"))
+        });
+        let moved = until_gone(moves).await.unwrap();
+        assert!(begin.elapsed() < 2 * LATE, "{:?}", begin.elapsed());
+        assert_eq!(moved.len(), 100_000);
+        assert!(matches!(moved.last(), Some(Ok(false))));
+        assert_eq!(gravest(moved).unwrap_err().kind(), ErrorKind::Unavailable);
+        gravest(vec![Ok(true), Ok(false)]).unwrap();
+    }
 
     fn known(later: &Later, due: &[(i64, &str)], deadlines: &[(u64, &str)]) {
         *later.known() = Some(Known {

@@ -65,7 +65,7 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "cost",
         instead: "the cost of what waits is not known: nobody reads the jobs. Of those whose leases \
-                  ended the age is looked up of 32, which the stream has longest",
+                  ended the age is looked up of 32 at most, which the stream has longest",
     },
     Limit {
         promise: "plain clients",

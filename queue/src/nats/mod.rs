@@ -110,10 +110,10 @@ impl Shared {
     }
 
     /// The stream of the jobs is the one that was made then. Where that is another than before, it counts
-    /// anew.
+    /// anew. What was made earlier than the known one is gone: an answer came late.
     fn meet_stream(&self, created: Timestamp) {
         let mut known = self.created.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != created {
+        if created > *known {
             *known = created;
             self.unread().clear();
         }

@@ -58,38 +58,52 @@ pub(super) struct Packed {
 /// job: who reads one note after the other misses none.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// In which note, by the number of the job.
-    notes: HashMap<u64, usize>,
-    /// How many had lines when they were written last: these are written anew, so that what one of them
-    /// said does not stand there for ever.
+    /// By the number of the job.
+    lines: HashMap<u64, Line>,
+    /// How many ever had lines: all are written anew, again and again, so that what one of them said does
+    /// not stand there for ever where the message that empties it is lost or overtaken. An empty one is short.
     n_notes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    /// In which note.
+    nth: usize,
+    /// Whether the lease lasted when that was written.
+    lasted: bool,
 }
 
 impl Places {
     /// Shares out these lines, so many of leases that last to a note.
-    fn deal(&mut self, claims: Vec<Claim>, most: usize) -> Vec<Vec<Claim>> {
-        let before = mem::take(&mut self.notes);
-        let (known, new): (Vec<_>, Vec<_>) =
-            claims.into_iter().partition(|claim| before.contains_key(&claim.seq));
+    fn deal(&mut self, mut claims: Vec<Claim>, most: usize) -> Vec<Vec<Claim>> {
+        let before = mem::take(&mut self.lines);
+        // Those that stay where they are come first. One whose lease had ended and lasts again may find its
+        // note full, and goes where those that are new go.
+        claims.sort_by_key(|claim| match before.get(&claim.seq) {
+            Some(line) if line.lasted || claim.has_lapsed() => 0,
+            Some(_) => 1,
+            None => 2,
+        });
         let mut notes: Vec<Vec<Claim>> = vec![Vec::new(); self.n_notes.max(1)];
         let (mut n_lasting, mut free) = (vec![0; notes.len()], 0);
-        for claim in known.into_iter().chain(new) {
-            while n_lasting[free] >= most {
-                free += 1;
-                if free == notes.len() {
-                    notes.push(Vec::new());
-                    n_lasting.push(0);
+        for claim in claims {
+            let lasts = !claim.has_lapsed();
+            let place = before.get(&claim.seq).map(|line| line.nth);
+            let nth = place.filter(|nth| !lasts || n_lasting[*nth] < most).unwrap_or_else(|| {
+                while n_lasting[free] >= most {
+                    free += 1;
+                    if free == notes.len() {
+                        notes.push(Vec::new());
+                        n_lasting.push(0);
+                    }
                 }
-            }
-            // One whose lease had ended and lasts again may find its note full.
-            let place = before.get(&claim.seq).copied();
-            let has_room = |nth: &usize| claim.has_lapsed() || n_lasting[*nth] < most;
-            let nth = place.filter(has_room).unwrap_or(free);
-            n_lasting[nth] += usize::from(!claim.has_lapsed());
-            self.notes.insert(claim.seq, nth);
+                free
+            });
+            n_lasting[nth] += usize::from(lasts);
+            self.lines.insert(claim.seq, Line { nth, lasted: lasts });
             notes[nth].push(claim);
         }
-        self.n_notes = notes.iter().rposition(|note| !note.is_empty()).map_or(1, |last| last + 1);
+        self.n_notes = notes.len();
         notes
     }
 }
@@ -169,6 +183,8 @@ fn size(value: &impl Serialize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     const MAX: usize = 1 << 20;
@@ -232,9 +248,34 @@ mod tests {
             assert_eq!(write(0..450, 450..900), n_notes);
         }
         assert_eq!(write(0..450, 450..1300), n_notes);
-        // What is empty is written so once.
-        assert_eq!(write(0..0, 0..50), n_notes);
-        assert_eq!(write(0..0, 0..50), 1);
+        // What is empty is written so from then on: one message may be lost.
+        for _ in 0..3 {
+            assert_eq!(write(0..0, 0..50), n_notes);
+        }
+    }
+
+    #[test]
+    fn a_lease_that_lasts_again_moves_no_other() {
+        const MAX: usize = 16 << 10;
+        const FIRST: u64 = 1000;
+        let room = MAX - HEADERS - br#"{"worker":"w","jobs":[]}"#.len();
+        let most = (room / LONGEST_LINE) as u64;
+        let mut places = Places::default();
+        let mut write = |first: i64, lasting: std::ops::Range<u64>| {
+            let lasting = lasting.map(|seq| claim(seq, 9, 0));
+            let claims: Vec<_> = [claim(FIRST, first, 0)].into_iter().chain(lasting).collect();
+            let (notes, _) = packed_by(&claims, &mut places, MAX);
+            let numbers = |note: Vec<Claim>| note.into_iter().map(|claim| claim.seq).collect();
+            notes.into_iter().map(numbers).collect::<Vec<HashSet<u64>>>()
+        };
+        // It has its line in a note that is full of others.
+        let before = write(-1, 0..most);
+        assert_eq!(before, [(0..most).chain([FIRST]).collect()]);
+        let after = write(9, 0..most);
+        assert_eq!(after, [(0..most).collect(), HashSet::from([FIRST])]);
+        // The one that is new goes where there is room, though more lines lie before it.
+        let last = write(-1, 0..most + 1);
+        assert_eq!(last, [(0..most).collect(), HashSet::from([FIRST, most])]);
     }
 
     #[test]

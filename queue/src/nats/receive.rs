@@ -34,6 +34,8 @@ const BLINK: Duration = Duration::from_millis(1);
 /// So long a look clears away what died waiting before it hands out what it has: of what it has the
 /// leases run.
 pub(super) const CLEARING: Duration = Duration::from_millis(100);
+/// A look that took long leaves so much for the replies to those that died meanwhile.
+const LAST_REPLIES: Duration = Duration::from_millis(500);
 /// Jobs that a lane is asked for at a time, for the same reason.
 const STEP: usize = 512;
 
@@ -59,7 +61,7 @@ impl Found {
 struct Known {
     claims: OnceCell<Claims>,
     marks: OnceCell<()>,
-    /// Whether it is known which stream the jobs are in.
+    /// Whether it was asked which stream the jobs are in.
     stream: OnceCell<()>,
 }
 
@@ -269,9 +271,7 @@ impl NatsQueue {
         }
         let headers = message.headers.unwrap_or_default();
         if !Entry::is_named(&headers) {
-            // The stream may have been made anew since it was seen last.
-            let look = || async { self.glance().await.map(drop) };
-            known.stream.get_or_try_init(look).await?;
+            known.stream.get_or_init(|| self.meet_again()).await;
         }
         let (created, priority) = (shared.created(), lane.priority);
         let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
@@ -367,6 +367,7 @@ impl NatsQueue {
     /// Without those that died while they waited for what else there is.
     async fn without_late(&self, found: Vec<Found>, told_by: Instant) -> Vec<Found> {
         let (shared, now) = (&*self.shared, self.now());
+        let told_by = told_by.max(Instant::now() + LAST_REPLIES);
         let (late, found): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|one| one.entry.job.expired(now));
         let ends = late.into_iter().map(async |Found { held: Held { token, .. }, entry }| {

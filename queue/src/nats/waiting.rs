@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::api::in_order;
 use super::entry::{Entry, MSG_ID, Origin};
-use super::later::Pace;
+use super::later::{Pace, gravest};
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
 use super::publish::{Forgotten, Mark, read_mark};
@@ -117,7 +117,7 @@ impl NatsQueue {
         let pace = Pace::new(moments.len(), self.shared.behavior.lease, None);
         let subjects: Vec<_> = moments.into_iter().map(|moment| moment.subject).collect();
         let moved = self.move_subjects(&subjects, pace).await?;
-        moved.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+        gravest(moved)
     }
 
     /// Deletes some of the jobs that are ready latest; nobody holds or moves one of them. What was

@@ -81,6 +81,9 @@ fn who_may_only_cancel_cancels() {
         all.publish(["a", "b"].map(job).to_vec()).await.unwrap();
         assert_eq!(canceller.cancel(&id("a")).await.unwrap(), Cancelled::Waiting);
         let taken = receive(&all, 1).await.unwrap();
+        // Its note is told, and not waited for.
+        until("it is seen that it is held", async || all.depth().await.unwrap().in_flight == 1)
+            .await;
         assert_eq!(canceller.cancel(&id("b")).await.unwrap(), Cancelled::Running);
         assert_eq!(taken[0].job.id, id("b"));
         let error = canceller.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap_err();

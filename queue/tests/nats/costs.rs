@@ -19,6 +19,11 @@ fn the_age_of_many_jobs_that_were_left_costs_few_requests() {
         let rest = (1..MANY).map(|nth| job(&nth.to_string()));
         worker.publish([first.clone()].into_iter().chain(rest).collect()).await.unwrap();
         drop(take(&worker, MANY).await);
+        // Its note is told, and not waited for.
+        until("it is seen that they are held", async || {
+            looker.depth().await.unwrap().in_flight == MANY as u64
+        })
+        .await;
         until("their leases have ended", async || {
             let depth = looker.depth().await.unwrap();
             (depth.ready, depth.in_flight) == (MANY as u64, 0)
