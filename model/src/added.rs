@@ -133,11 +133,14 @@ impl<'a> Named<'a> {
 
     fn extra(&self) -> Result<Vec<Written>, LoadError> {
         let mut found = tokens_of(self.config, EXTRA)?;
-        if found.is_empty() && !self.config.value(EXTRA).is_some_and(Value::is_object) {
+        if found.is_empty() {
             found = tokens_of(self.config, ADDITIONAL)?;
         }
         found.extend(tokens_of(&self.map, EXTRA)?);
-        if [EXTRA, ADDITIONAL].iter().all(|name| !self.config.says(name)) && !self.map.says(EXTRA) {
+        // An object there names tokens by purpose, and is no list.
+        let is_list =
+            self.config.says(EXTRA) && self.config.value(EXTRA).is_none_or(|it| !it.is_object());
+        if !is_list && !self.config.says(ADDITIONAL) && !self.map.says(EXTRA) {
             found.extend(tokens_of(&self.map, ADDITIONAL)?);
         }
         Ok(found)

@@ -174,6 +174,21 @@ CASES = [
         },
         NAMED,
     ),
+    (
+        "tiny-bert",
+        {CONFIG: {"extra_special_tokens": {}, "additional_special_tokens": ["[New]"]}},
+        NAMED,
+    ),
+    (
+        "tiny-bert",
+        {
+            CONFIG: {
+                "extra_special_tokens": {"other": "[Other]"},
+                "additional_special_tokens": ["[New]"],
+            },
+        },
+        NAMED,
+    ),
     ("tiny-bert", {MAP: {"additional_special_tokens": ["[New]"]}}, NAMED),
     ("tiny-bert", {MAP: {"mask_token": {**token("pump"), "lstrip": True}}}, NAMED),
     ("tiny-bert", {MAP: {"mask_token": "pump"}, CONFIG: {"added_tokens_decoder": {}}}, NAMED),
