@@ -39,6 +39,8 @@ struct Named<'a> {
     /// Each is for something, and special so, whatever else is said of it.
     by_purpose: Vec<Written>,
     extra: Vec<Written>,
+    /// Of `extra` the first so many are special by `added_tokens.json` too.
+    n_said: usize,
 }
 
 /// Adds what `tokenizer_config.json` names and `tokenizer.json` does not have so, as transformers does:
@@ -97,9 +99,9 @@ impl<'a> Named<'a> {
         };
         let (map, numbers) = (older("special_tokens_map.json")?, older("added_tokens.json")?);
         let (by_purpose, extra) = (Vec::new(), Vec::new());
-        let mut named = Self { config, map, numbers, by_purpose, extra };
+        let mut named = Self { config, map, numbers, by_purpose, extra, n_said: 0 };
         named.by_purpose = named.by_purpose(own)?;
-        named.extra = named.extra()?;
+        (named.extra, named.n_said) = named.extra()?;
         Ok(named)
     }
 
@@ -131,19 +133,34 @@ impl<'a> Named<'a> {
         Ok(found)
     }
 
-    fn extra(&self) -> Result<Vec<Written>, LoadError> {
-        let mut found = tokens_of(self.config, EXTRA)?;
-        if found.is_empty() {
-            found = tokens_of(self.config, ADDITIONAL)?;
+    /// The tokens of the lists, and of how many of them `added_tokens.json` knows: a list by the older
+    /// name counts there only where the newer name holds nothing, and never that of the map.
+    fn extra(&self) -> Result<(Vec<Written>, usize), LoadError> {
+        let mut found = tokens_of(&self.map, EXTRA)?;
+        let from_map = found.len();
+        let mut listed = tokens_of(self.config, EXTRA)?;
+        if listed.is_empty() {
+            listed = tokens_of(self.config, ADDITIONAL)?;
         }
-        found.extend(tokens_of(&self.map, EXTRA)?);
+        let has_names = |it: &Value| it.as_object().is_some_and(|names| !names.is_empty());
+        let n_said = match self.config.value(EXTRA).is_some_and(has_names) {
+            true => from_map,
+            false => from_map + listed.len(),
+        };
+        match n_said == from_map {
+            true => found.extend(listed),
+            false => {
+                listed.append(&mut found);
+                found = listed;
+            }
+        }
         // An object there names tokens by purpose, and is no list.
         let is_list =
             self.config.says(EXTRA) && self.config.value(EXTRA).is_none_or(|it| !it.is_object());
         if !is_list && !self.config.says(ADDITIONAL) && !self.map.says(EXTRA) {
             found.extend(tokens_of(&self.map, ADDITIONAL)?);
         }
-        Ok(found)
+        Ok((found, n_said))
     }
 
     /// The tokens that are named with a number, in the order of these.
@@ -152,6 +169,7 @@ impl<'a> Named<'a> {
             self.config.wrong(FIELD, found, "it must be of numbers and tokens with content")
         };
         let is_for = |content: &str| self.by_purpose.iter().any(|it| it.content == content);
+        let said = self.said()?;
         let mut found = Vec::new();
         for (id, token) in self.config.object(FIELD)?.into_iter().flatten() {
             let number: u32 = id.parse().map_err(|_| wrong(&format!("of {id:?}")))?;
@@ -162,11 +180,24 @@ impl<'a> Named<'a> {
         for (content, id) in self.numbers.all() {
             let wrong = || self.numbers.wrong(content, id, "it must be the number of a token");
             let number = id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong)?;
-            let is_special = is_for(content) || self.extra.iter().any(|it| it.content == content);
-            found.push((number, AddedToken::from(content, is_special)));
+            let is_special = said.contains(content);
+            let written = Written { special: is_special, ..Written::special(content) };
+            found.push((number, written.token(is_for(content))));
         }
         found.sort_by_key(|(id, _)| *id);
         Ok(found)
+    }
+
+    /// What `added_tokens.json` takes for special: not what only a class or a model's own name says.
+    fn said(&self) -> Result<HashSet<String>, LoadError> {
+        let mut said: HashSet<String> =
+            self.extra[..self.n_said].iter().map(|it| it.content.clone()).collect();
+        for purpose in PURPOSES {
+            if let Some(fields) = self.who_says(purpose) {
+                said.extend(token_of(fields, purpose)?.map(|it| it.content));
+            }
+        }
+        Ok(said)
     }
 
     /// Holds the number that a token was given against the one that it must have.

@@ -196,7 +196,13 @@ CASES = [
     (
         "tiny-bert",
         {ADDED: {"[New]": SIZE}, MAP: {"additional_special_tokens": ["[Other]", "[New]"]}},
-        NAMED,
+        NAMED + "[new]",
+    ),
+    ("tiny-bert", {ADDED: {"[New]": SIZE}, MAP: {"mask_token": "[New]"}}, NAMED + "[new]"),
+    (
+        "tiny-bert",
+        {ADDED: {"[New]": SIZE}, CONFIG: {"extra_special_tokens": {"new_token": "[New]"}}},
+        NAMED + "[new]",
     ),
     ("tiny-bert", {CONFIG: {"split_special_tokens": True}}, "[CLS] the [MASK] pump"),
     # Without a tokenizer.json, and with a list of words.
