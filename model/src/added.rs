@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::LoadError;
 use crate::catalog::PURPOSES;
-use crate::json::Fields;
+use crate::json::{Fields, InOrder, read_json};
 
 const FIELD: &str = "added_tokens_decoder";
 const EXTRA: &str = "extra_special_tokens";
@@ -28,6 +29,15 @@ struct Written {
     normalized: Option<bool>,
     #[serde(default)]
     special: bool,
+}
+
+/// A field of `tokenizer_config.json`, as far as tokens are numbered in the order of their names there.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Field {
+    Text(String),
+    Names(InOrder<Value>),
+    Other(IgnoredAny),
 }
 
 /// Tokens as the small files name them.
@@ -122,14 +132,23 @@ impl<'a> Named<'a> {
             }
         }
         // A model may have names of its own for what a token is for.
-        for (name, value) in self.config.all().filter(|(name, _)| name.ends_with("_token")) {
-            if let Some(content) = value.as_str().filter(|_| !PURPOSES.contains(&name)) {
-                found.push(Written::special(content));
+        if self.config.is_empty() {
+            return Ok(found);
+        }
+        let InOrder(fields) = read_json::<InOrder<Field>>(self.config.path())?;
+        let is_own = |name: &str| name.ends_with("_token") && !PURPOSES.contains(&name);
+        let mut extra = Vec::new();
+        for (name, field) in &fields {
+            match field {
+                Field::Text(content) if is_own(name) => found.push(Written::special(content)),
+                Field::Names(InOrder(tokens)) if name == EXTRA => {
+                    let contents = tokens.iter().filter_map(|(_, value)| value.as_str());
+                    extra.extend(contents.map(Written::special));
+                }
+                _ => {}
             }
         }
-        if let Some(Value::Object(tokens)) = self.config.value(EXTRA) {
-            found.extend(tokens.values().filter_map(Value::as_str).map(Written::special));
-        }
+        found.extend(extra);
         Ok(found)
     }
 

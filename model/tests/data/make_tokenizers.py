@@ -67,6 +67,10 @@ def token(content, **more):
     return {"content": content, **flags, **more}
 
 
+def in_order(fields):
+    return json.dumps({**json.loads((HERE / "tiny-bert" / CONFIG).read_text()), **fields})
+
+
 LEFT = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
 WORDS, OTHERS = "pump motor bearing valve sensor", "warm cold the pump of the motor"
 CASED = {"normalizer": {"lowercase": False}}
@@ -163,6 +167,13 @@ CASES = [
     ("tiny-bert", {CONFIG: {"additional_special_tokens": ["[New]", "pump"]}}, NAMED),
     ("tiny-bert", {CONFIG: {"extra_special_tokens": ["[New]", "[Other]"]}}, NAMED),
     ("tiny-bert", {CONFIG: {"extra_special_tokens": {"new_token": "[New]"}}}, NAMED),
+    # As texts, since the names are in an order of their own.
+    ("tiny-bert", {CONFIG: in_order({"z_token": "[New]", "b_token": "[Other]"})}, NAMED),
+    (
+        "tiny-bert",
+        {CONFIG: in_order({"extra_special_tokens": {"z": "[New]", "b": "[Other]"}})},
+        NAMED,
+    ),
     ("tiny-bert", {CONFIG: {"other_token": "[Other]", "extra_special_tokens": ["[New]"]}}, NAMED),
     (
         "tiny-bert",
