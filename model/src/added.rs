@@ -83,9 +83,13 @@ pub(crate) fn add(
             new.push(written.clone().token(is_for));
         }
     }
+    // A number that an older file gives a token of tokenizer.json does not count.
+    let is_new =
+        |(_, token): &&(u32, AddedToken)| is_old || inner.token_to_id(&token.content).is_none();
+    let numbered: Vec<_> = by_number.iter().filter(is_new).collect();
     inner.add_tokens(&new);
     inner.set_encode_special_tokens(config.flag("split_special_tokens")?);
-    by_number.iter().try_for_each(|(id, token)| named.check(inner, *id, &token.content))
+    numbered.iter().try_for_each(|(id, token)| named.check(inner, *id, &token.content))
 }
 
 /// What the token for a purpose is called, where the small files say.

@@ -204,6 +204,7 @@ CASES = [
     ("tiny-bert", {MAP: {"mask_token": {**token("pump"), "lstrip": True}}}, NAMED),
     ("tiny-bert", {MAP: {"mask_token": "pump"}, CONFIG: {"added_tokens_decoder": {}}}, NAMED),
     ("tiny-bert", {ADDED: {"[New]": SIZE, "[Other]": SIZE + 1}}, NAMED),
+    ("tiny-bert", {ADDED: {"[New]": SIZE, "[MASK]": 400, "pump": 401}}, NAMED),
     (
         "tiny-bert",
         {ADDED: {"[New]": SIZE}, MAP: {"additional_special_tokens": ["[Other]", "[New]"]}},
