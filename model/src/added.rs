@@ -191,7 +191,8 @@ impl<'a> Named<'a> {
         let wrong = |found: &dyn std::fmt::Display| {
             self.config.wrong(FIELD, found, "it must be of numbers and tokens with content")
         };
-        let is_for = |content: &str| self.by_purpose.iter().any(|it| it.content == content);
+        let for_some: HashSet<&str> = self.by_purpose.iter().map(|it| &*it.content).collect();
+        let is_for = |content: &str| for_some.contains(content);
         let said = self.said()?;
         let mut found = Vec::new();
         for (id, token) in self.config.object(FIELD)?.into_iter().flatten() {
