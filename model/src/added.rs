@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::LoadError;
 use crate::catalog::PURPOSES;
-use crate::json::Fields;
+use crate::json::{Fields, InOrder, read_json};
 
 const FIELD: &str = "added_tokens_decoder";
 const EXTRA: &str = "extra_special_tokens";
@@ -30,6 +31,15 @@ struct Written {
     special: bool,
 }
 
+/// A field of `tokenizer_config.json`, as far as tokens are numbered in the order of their names there.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Field {
+    Text(String),
+    Names(InOrder<Value>),
+    Other(IgnoredAny),
+}
+
 /// Tokens as the small files name them.
 struct Named<'a> {
     config: &'a Fields,
@@ -39,6 +49,8 @@ struct Named<'a> {
     /// Each is for something, and special so, whatever else is said of it.
     by_purpose: Vec<Written>,
     extra: Vec<Written>,
+    /// Of `extra` the first so many are special by `added_tokens.json` too.
+    n_said: usize,
 }
 
 /// Adds what `tokenizer_config.json` names and `tokenizer.json` does not have so, as transformers does:
@@ -71,9 +83,13 @@ pub(crate) fn add(
             new.push(written.clone().token(is_for));
         }
     }
+    // A number that an older file gives a token of tokenizer.json does not count.
+    let is_new =
+        |(_, token): &&(u32, AddedToken)| is_old || inner.token_to_id(&token.content).is_none();
+    let numbered: Vec<_> = by_number.iter().filter(is_new).collect();
     inner.add_tokens(&new);
     inner.set_encode_special_tokens(config.flag("split_special_tokens")?);
-    by_number.iter().try_for_each(|(id, token)| named.check(inner, *id, &token.content))
+    numbered.iter().try_for_each(|(id, token)| named.check(inner, *id, &token.content))
 }
 
 /// What the token for a purpose is called, where the small files say.
@@ -97,9 +113,9 @@ impl<'a> Named<'a> {
         };
         let (map, numbers) = (older("special_tokens_map.json")?, older("added_tokens.json")?);
         let (by_purpose, extra) = (Vec::new(), Vec::new());
-        let mut named = Self { config, map, numbers, by_purpose, extra };
+        let mut named = Self { config, map, numbers, by_purpose, extra, n_said: 0 };
         named.by_purpose = named.by_purpose(own)?;
-        named.extra = named.extra()?;
+        (named.extra, named.n_said) = named.extra()?;
         Ok(named)
     }
 
@@ -120,27 +136,54 @@ impl<'a> Named<'a> {
             }
         }
         // A model may have names of its own for what a token is for.
-        for (name, value) in self.config.all().filter(|(name, _)| name.ends_with("_token")) {
-            if let Some(content) = value.as_str().filter(|_| !PURPOSES.contains(&name)) {
-                found.push(Written::special(content));
+        if self.config.is_empty() {
+            return Ok(found);
+        }
+        let InOrder(fields) = read_json::<InOrder<Field>>(self.config.path())?;
+        let is_own = |name: &str| name.ends_with("_token") && !PURPOSES.contains(&name);
+        let mut extra = Vec::new();
+        for (name, field) in &fields {
+            match field {
+                Field::Text(content) if is_own(name) => found.push(Written::special(content)),
+                Field::Names(InOrder(tokens)) if name == EXTRA => {
+                    let contents = tokens.iter().filter_map(|(_, value)| value.as_str());
+                    extra.extend(contents.map(Written::special));
+                }
+                _ => {}
             }
         }
-        if let Some(Value::Object(tokens)) = self.config.value(EXTRA) {
-            found.extend(tokens.values().filter_map(Value::as_str).map(Written::special));
-        }
+        found.extend(extra);
         Ok(found)
     }
 
-    fn extra(&self) -> Result<Vec<Written>, LoadError> {
-        let mut found = tokens_of(self.config, EXTRA)?;
-        if found.is_empty() && !self.config.value(EXTRA).is_some_and(Value::is_object) {
-            found = tokens_of(self.config, ADDITIONAL)?;
+    /// The tokens of the lists, and of how many of them `added_tokens.json` knows: a list by the older
+    /// name counts there only where the newer name holds nothing, and never that of the map.
+    fn extra(&self) -> Result<(Vec<Written>, usize), LoadError> {
+        let mut found = tokens_of(&self.map, EXTRA)?;
+        let from_map = found.len();
+        let mut listed = tokens_of(self.config, EXTRA)?;
+        if listed.is_empty() {
+            listed = tokens_of(self.config, ADDITIONAL)?;
         }
-        found.extend(tokens_of(&self.map, EXTRA)?);
-        if [EXTRA, ADDITIONAL].iter().all(|name| !self.config.says(name)) && !self.map.says(EXTRA) {
+        let has_names = |it: &Value| it.as_object().is_some_and(|names| !names.is_empty());
+        let n_said = match self.config.value(EXTRA).is_some_and(has_names) {
+            true => from_map,
+            false => from_map + listed.len(),
+        };
+        match n_said == from_map {
+            true => found.extend(listed),
+            false => {
+                listed.append(&mut found);
+                found = listed;
+            }
+        }
+        // An object there names tokens by purpose, and is no list.
+        let is_list =
+            self.config.says(EXTRA) && self.config.value(EXTRA).is_none_or(|it| !it.is_object());
+        if !is_list && !self.config.says(ADDITIONAL) && !self.map.says(EXTRA) {
             found.extend(tokens_of(&self.map, ADDITIONAL)?);
         }
-        Ok(found)
+        Ok((found, n_said))
     }
 
     /// The tokens that are named with a number, in the order of these.
@@ -148,7 +191,9 @@ impl<'a> Named<'a> {
         let wrong = |found: &dyn std::fmt::Display| {
             self.config.wrong(FIELD, found, "it must be of numbers and tokens with content")
         };
-        let is_for = |content: &str| self.by_purpose.iter().any(|it| it.content == content);
+        let for_some: HashSet<&str> = self.by_purpose.iter().map(|it| &*it.content).collect();
+        let is_for = |content: &str| for_some.contains(content);
+        let said = self.said()?;
         let mut found = Vec::new();
         for (id, token) in self.config.object(FIELD)?.into_iter().flatten() {
             let number: u32 = id.parse().map_err(|_| wrong(&format!("of {id:?}")))?;
@@ -159,11 +204,24 @@ impl<'a> Named<'a> {
         for (content, id) in self.numbers.all() {
             let wrong = || self.numbers.wrong(content, id, "it must be the number of a token");
             let number = id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong)?;
-            let is_special = is_for(content) || self.extra.iter().any(|it| it.content == content);
-            found.push((number, AddedToken::from(content, is_special)));
+            let is_special = said.contains(content);
+            let written = Written { special: is_special, ..Written::special(content) };
+            found.push((number, written.token(is_for(content))));
         }
         found.sort_by_key(|(id, _)| *id);
         Ok(found)
+    }
+
+    /// What `added_tokens.json` takes for special: not what only a class or a model's own name says.
+    fn said(&self) -> Result<HashSet<String>, LoadError> {
+        let mut said: HashSet<String> =
+            self.extra[..self.n_said].iter().map(|it| it.content.clone()).collect();
+        for purpose in PURPOSES {
+            if let Some(fields) = self.who_says(purpose) {
+                said.extend(token_of(fields, purpose)?.map(|it| it.content));
+            }
+        }
+        Ok(said)
     }
 
     /// Holds the number that a token was given against the one that it must have.

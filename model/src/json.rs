@@ -1,10 +1,13 @@
 //! Small JSON files: read whole, or field by field where an error is to name the field.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
+use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::LoadError;
@@ -24,6 +27,38 @@ pub(crate) fn is_there(path: &Path) -> Result<bool, LoadError> {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(LoadError::io(path, error)),
+    }
+}
+
+/// An object in the order of its file, where what comes first counts: a [`Map`] is sorted by name.
+pub(crate) struct InOrder<T>(pub(crate) Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(InFileOrder(PhantomData))
+    }
+}
+
+struct InFileOrder<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for InFileOrder<T> {
+    type Value = InOrder<T>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    /// Of a name that comes twice the last value counts, in the place of the first.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<InOrder<T>, A::Error> {
+        let (mut all, mut places) = (Vec::<(String, T)>::new(), HashMap::new());
+        while let Some((name, value)) = map.next_entry::<String, T>()? {
+            let place = *places.entry(name.clone()).or_insert(all.len());
+            match all.get_mut(place) {
+                Some(old) => old.1 = value,
+                None => all.push((name, value)),
+            }
+        }
+        Ok(InOrder(all))
     }
 }
 

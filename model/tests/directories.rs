@@ -307,6 +307,25 @@ fn a_module_lies_in_a_folder_of_the_model() {
 }
 
 #[test]
+fn dense_layers_are_few_and_each_has_a_folder_of_its_own() {
+    for (folders, is_good) in [
+        ((0..8).map(|n| format!("{n}_Dense")).collect::<Vec<_>>(), true),
+        ((0..9).map(|n| format!("{n}_Dense")).collect(), false),
+        (vec!["a".into(), "./a/".into()], false),
+    ] {
+        let module = |kind: &str, path: &str| json!({"type": format!("x.{kind}"), "path": path});
+        let mut modules = vec![module("Transformer", ""), module("Pooling", "1_Pooling")];
+        modules.extend(folders.iter().map(|folder| module("Dense", folder)));
+        let dir = model("tiny-bert");
+        fs::write(dir.path().join("modules.json"), json!(modules).to_string()).unwrap();
+        match is_good {
+            true => says(dir.path(), "0_Dense"),
+            false => says(dir.path(), "known are up to 8 Dense, each in a folder of its own"),
+        }
+    }
+}
+
+#[test]
 fn a_module_whose_file_is_missing_is_told_by_the_file_that_names_it() {
     let dir = model("tiny-bert");
     fs::remove_file(dir.path().join("1_Pooling/config.json")).unwrap();

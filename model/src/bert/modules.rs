@@ -11,6 +11,9 @@ use crate::json::{is_there, read_json};
 /// The file that lists the parts of an encoder.
 pub(crate) const MODULES: &str = "modules.json";
 
+/// Dense layers that a model may have: each is held in memory, and a file lists any number in a few bytes.
+const MAX_DENSE: usize = 8;
+
 /// How the vectors of the tokens become one vector of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -139,6 +142,7 @@ impl Modules {
     fn listed(dir: &Path) -> Result<Self, LoadError> {
         const REMEDY: &str = "known are Transformer in \"\", Pooling in a folder of this directory, \
                               Dense in folders of it, and Normalize, in this order";
+        const DENSE: &str = "known are up to 8 Dense, each in a folder of its own";
         let mut modules = Self::none(dir);
         for (place, entry) in entries(&dir.join(MODULES))?.iter().enumerate() {
             match (entry.class(), place, folder_of(&entry.path).as_deref()) {
@@ -148,6 +152,11 @@ impl Modules {
                     modules.pooling_file = Some(format!("{folder}/config.json"));
                 }
                 ("Dense", 2.., Some(folder)) if !folder.is_empty() && !modules.normalize => {
+                    if modules.dense.iter().any(|it| it == folder)
+                        || modules.dense.len() == MAX_DENSE
+                    {
+                        return Err(entry.unknown(place, dir, DENSE));
+                    }
                     modules.dense.push(folder.to_owned());
                 }
                 ("Normalize", 2.., _) if !modules.normalize => modules.normalize = true,

@@ -267,6 +267,8 @@ mod tests {
             if from.is_dir() {
                 std::fs::create_dir(&to).unwrap();
                 std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+            } else if let Some(text) = changes.and_then(Value::as_str) {
+                std::fs::write(to, text).unwrap();
             } else if let Some(changes) = changes {
                 let mut json = serde_json::from_slice(&std::fs::read(from).unwrap()).unwrap();
                 change(&mut json, changes);

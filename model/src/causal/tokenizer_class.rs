@@ -52,11 +52,14 @@ pub(super) fn apply(
                       file is right, set tokenizer_class there to PreTrainedTokenizerFast";
         return Err(LoadError::unsupported(&dir.join(TOKENIZER), "model.type", "another", remedy));
     };
-    if !(words.byte_fallback && words.fuse_unk) || words.ignore_merges {
-        let mut words = words.clone();
-        (words.byte_fallback, words.fuse_unk, words.ignore_merges) = (true, true, false);
-        inner.with_model(words);
+    let mut words = words.clone();
+    (words.byte_fallback, words.fuse_unk, words.ignore_merges) = (true, true, false);
+    (words.dropout, words.continuing_subword_prefix, words.end_of_word_suffix) = (None, None, None);
+    // Its own class passes the token on; what Llama's has no bytes for is left out.
+    if class == Class::Llama {
+        words.unk_token = None;
     }
+    inner.with_model(words);
     let with_space = tokenizer.choice("add_prefix_space")?.unwrap_or(true);
     let everywhere = class == Class::Llama && tokenizer.flag("legacy")?;
     let scheme = match (with_space, everywhere) {
@@ -188,5 +191,23 @@ mod tests {
         file["model"]["byte_fallback"] = false.into();
         let found = load(&file, &model, &class).unwrap().tokenize("prompt", "温 é").unwrap();
         assert_eq!(found, whole);
+    }
+
+    #[test]
+    fn words_are_cut_without_chance_ends_and_unknown_tokens_as_the_class_has_them() {
+        let model = json!({"model_type": "llama"});
+        let ids = |file: &Value, class: &str| {
+            let class = json!({"tokenizer_class": class});
+            load(file, &model, &class).unwrap().tokenize("prompt", "the pump 温").unwrap()
+        };
+        let file = reference()["tokenizer"].clone();
+        let mut other = file.clone();
+        other["model"]["dropout"] = json!(1.0);
+        other["model"]["end_of_word_suffix"] = json!("</w>");
+        assert_eq!(ids(&other, "LlamaTokenizer"), ids(&file, "LlamaTokenizer"));
+        let mut without = file.clone();
+        without["model"]["vocab"].as_object_mut().unwrap().remove("<0xE6>");
+        let unknown = |class: &str| ids(&without, class).contains(&0);
+        assert_eq!((unknown("LlamaTokenizer"), unknown("CodeLlamaTokenizer")), (false, true));
     }
 }

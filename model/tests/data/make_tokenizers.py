@@ -67,6 +67,10 @@ def token(content, **more):
     return {"content": content, **flags, **more}
 
 
+def in_order(fields):
+    return json.dumps({**json.loads((HERE / "tiny-bert" / CONFIG).read_text()), **fields})
+
+
 LEFT = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
 WORDS, OTHERS = "pump motor bearing valve sensor", "warm cold the pump of the motor"
 CASED = {"normalizer": {"lowercase": False}}
@@ -163,6 +167,13 @@ CASES = [
     ("tiny-bert", {CONFIG: {"additional_special_tokens": ["[New]", "pump"]}}, NAMED),
     ("tiny-bert", {CONFIG: {"extra_special_tokens": ["[New]", "[Other]"]}}, NAMED),
     ("tiny-bert", {CONFIG: {"extra_special_tokens": {"new_token": "[New]"}}}, NAMED),
+    # As texts, since the names are in an order of their own.
+    ("tiny-bert", {CONFIG: in_order({"z_token": "[New]", "b_token": "[Other]"})}, NAMED),
+    (
+        "tiny-bert",
+        {CONFIG: in_order({"extra_special_tokens": {"z": "[New]", "b": "[Other]"}})},
+        NAMED,
+    ),
     ("tiny-bert", {CONFIG: {"other_token": "[Other]", "extra_special_tokens": ["[New]"]}}, NAMED),
     (
         "tiny-bert",
@@ -174,14 +185,36 @@ CASES = [
         },
         NAMED,
     ),
+    (
+        "tiny-bert",
+        {CONFIG: {"extra_special_tokens": {}, "additional_special_tokens": ["[New]"]}},
+        NAMED,
+    ),
+    (
+        "tiny-bert",
+        {
+            CONFIG: {
+                "extra_special_tokens": {"other": "[Other]"},
+                "additional_special_tokens": ["[New]"],
+            },
+        },
+        NAMED,
+    ),
     ("tiny-bert", {MAP: {"additional_special_tokens": ["[New]"]}}, NAMED),
     ("tiny-bert", {MAP: {"mask_token": {**token("pump"), "lstrip": True}}}, NAMED),
     ("tiny-bert", {MAP: {"mask_token": "pump"}, CONFIG: {"added_tokens_decoder": {}}}, NAMED),
     ("tiny-bert", {ADDED: {"[New]": SIZE, "[Other]": SIZE + 1}}, NAMED),
+    ("tiny-bert", {ADDED: {"[New]": SIZE, "[MASK]": 400, "pump": 401}}, NAMED),
     (
         "tiny-bert",
         {ADDED: {"[New]": SIZE}, MAP: {"additional_special_tokens": ["[Other]", "[New]"]}},
-        NAMED,
+        NAMED + "[new]",
+    ),
+    ("tiny-bert", {ADDED: {"[New]": SIZE}, MAP: {"mask_token": "[New]"}}, NAMED + "[new]"),
+    (
+        "tiny-bert",
+        {ADDED: {"[New]": SIZE}, CONFIG: {"extra_special_tokens": {"new_token": "[New]"}}},
+        NAMED + "[new]",
     ),
     ("tiny-bert", {CONFIG: {"split_special_tokens": True}}, "[CLS] the [MASK] pump"),
     # Without a tokenizer.json, and with a list of words.
