@@ -179,26 +179,17 @@ mod tests {
     use std::sync::Arc;
 
     use axum::http::{HeaderName, HeaderValue};
-    use ebb_queue::{Priority, QueueUrl};
+    use ebb_queue::Priority;
 
     use super::*;
     use crate::keys::Keys;
-    use crate::models::ModelPlan;
 
     fn now() -> Timestamp {
         "2030-01-31T12:00:00Z".parse().unwrap()
     }
 
     fn model(serves: Option<&str>) -> Model {
-        Model::new(ModelPlan {
-            name: "chat".to_owned(),
-            aliases: Vec::new(),
-            url: QueueUrl::sqlite("q.db"),
-            results: None,
-            serves: serves.map(str::to_owned),
-            timeout: Duration::from_secs(60),
-            max_in_flight: None,
-        })
+        Model::of_tests("chat", serves)
     }
 
     /// A key of this name, whose owner may this.

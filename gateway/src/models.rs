@@ -42,6 +42,22 @@ pub struct Model {
     is_refused: AtomicBool,
 }
 
+#[cfg(test)]
+impl Model {
+    /// One as the tests of the parts want it.
+    pub(crate) fn of_tests(name: &str, serves: Option<&str>) -> Self {
+        Self::new(ModelPlan {
+            name: name.to_owned(),
+            aliases: Vec::new(),
+            url: QueueUrl::sqlite("none.db"),
+            results: None,
+            serves: serves.map(str::to_owned),
+            timeout: Duration::from_secs(60),
+            max_in_flight: None,
+        })
+    }
+}
+
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model").field("plan", &self.plan).finish_non_exhaustive()

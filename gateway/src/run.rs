@@ -238,21 +238,13 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use ebb_queue::memory::MemoryQueue;
-    use ebb_queue::{Behavior, Error, ErrorKind, QueueUrl};
+    use ebb_queue::{Behavior, Error, ErrorKind};
     use tokio::time::Instant;
 
     use super::*;
 
     fn model() -> Arc<Model> {
-        Arc::new(Model::new(ModelPlan {
-            name: "m".to_owned(),
-            aliases: Vec::new(),
-            url: QueueUrl::sqlite("none.db"),
-            results: None,
-            serves: None,
-            timeout: Duration::from_secs(60),
-            max_in_flight: None,
-        }))
+        Arc::new(Model::of_tests("m", None))
     }
 
     #[tokio::test(start_paused = true)]

@@ -287,22 +287,13 @@ impl Drop for Waits {
 mod tests {
     use ebb_queue::faulty::{Faults, Faulty};
     use ebb_queue::memory::MemoryQueue;
-    use ebb_queue::{Behavior, Broker, Job, OpenOptions, QueueUrl};
+    use ebb_queue::{Behavior, Broker, Job, OpenOptions};
     use tokio::time::Instant;
 
     use super::*;
-    use crate::models::ModelPlan;
 
     fn model() -> Arc<Model> {
-        Arc::new(Model::new(ModelPlan {
-            name: "m".to_owned(),
-            aliases: Vec::new(),
-            url: QueueUrl::sqlite("none.db"),
-            results: None,
-            serves: None,
-            timeout: Duration::from_secs(60),
-            max_in_flight: None,
-        }))
+        Arc::new(Model::of_tests("m", None))
     }
 
     #[tokio::test(start_paused = true)]

@@ -339,8 +339,9 @@ fn a_bench_of_devices_ends_with_a_signal_and_leaves_no_folder() {
 
 #[test]
 fn a_bench_of_answers_ends_with_a_signal_and_leaves_no_folder() {
-    let args = ["generate", "--shape", "tiny", "--rounds", "100000", "--new", "64"];
-    assert_a_signal_ends(&args, "at once");
+    // Between its turns it rests.
+    let args = ["generate", "--shape", "tiny", "--rounds", "100000", "--new", "200"];
+    assert_a_signal_ends(&[&args[..], &["--sequences", "64"]].concat(), "at once");
 }
 
 /// Kills a bench with -9 while a process of ours runs for it.
