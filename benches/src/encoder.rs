@@ -24,7 +24,7 @@ const BATCHES: [usize; 3] = [1, 8, 32];
 const TOKENS: [usize; 2] = [32, 128];
 /// Largest difference between our vectors and a peer's.
 const TOLERANCE: f32 = 1e-4;
-const SCRIPT: Script = Script { text: include_str!("../encoder_peers.py"), peers: PEERS };
+const SCRIPT: Script = Script::python(include_str!("../encoder_peers.py"), PEERS);
 
 /// The encoder's speed on the processor, beside torch and onnxruntime.
 #[derive(Debug, clap::Args)]

@@ -22,10 +22,19 @@ use crate::rounds::order;
 
 /// A script that speaks for two peers.
 pub(crate) struct Script {
+    /// What comes before.
+    before: &'static str,
     /// What is in its file in `benches`.
-    pub(crate) text: &'static str,
+    text: &'static str,
     /// In the order of their columns.
     pub(crate) peers: [&'static str; 2],
+}
+
+impl Script {
+    /// A script in Python of two peers, in the order of their columns.
+    pub(crate) const fn python(text: &'static str, peers: [&'static str; 2]) -> Self {
+        Self { before: BEFORE, text, peers }
+    }
 }
 
 /// The peers, and what each of them said of itself: a `version`, or why it is `missing`. The first
@@ -145,7 +154,7 @@ impl Python {
         let errors = File::create(folder.path().join(ERRORS)).context("no room for errors")?;
         let mut child = Command::new(python)
             .arg("-c")
-            .arg([BEFORE, script.text].join("\n"))
+            .arg([script.before, script.text].join("\n"))
             // Whatever a library writes and leaves behind.
             .env("TMPDIR", folder.path())
             .stdin(Stdio::piped())
@@ -236,11 +245,11 @@ mod tests {
     use super::*;
 
     const PEERS: [&str; 2] = ["one", "two"];
-    const SCRIPT: Script = Script { text: "", peers: PEERS };
+    const SCRIPT: Script = Script { before: "", text: "", peers: PEERS };
 
     /// Peers that speak the language of the shell, which takes a script as python does.
     fn load(text: &str) -> Peers {
-        let script = Script { text: Box::leak(text.into()), peers: PEERS };
+        let script = Script { before: "", text: Box::leak(text.into()), peers: PEERS };
         let (script, folder) = (Box::leak(Box::new(script)), std::env::temp_dir());
         Peers::load(Path::new("sh"), script, &folder, &json!({"model": "m"}))
     }
@@ -295,12 +304,11 @@ mod tests {
 
     #[test]
     fn a_python_ends_with_its_bench_whatever_it_is_at() {
-        const BUSY: Script = Script {
-            text: r#"print('{"peers": {}}' if sys.stdin.readline() else "", flush=True)
+        const TEXT: &str = r#"
+print('{"peers": {}}' if sys.stdin.readline() else "", flush=True)
 sys.stdin.readline(), print("1", flush=True)
-while True: pass"#,
-            peers: ["one", "two"],
-        };
+while True: pass"#;
+        const BUSY: Script = Script::python(TEXT, PEERS);
         let python = std::env::var_os("EBB_TEST_PYTHON").unwrap_or_else(|| "python3".into());
         let folder = std::env::temp_dir();
         let mut python = Python::start(Path::new(&python), &BUSY, &folder).unwrap();

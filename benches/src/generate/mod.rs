@@ -30,7 +30,7 @@ pub(crate) use made::Shape;
 use made::vocabulary;
 
 const PEERS: [&str; 2] = ["f32", "bf16"];
-const SCRIPT: Script = Script { text: include_str!("../../generate_peers.py"), peers: PEERS };
+const SCRIPT: Script = Script::python(include_str!("../../generate_peers.py"), PEERS);
 
 /// How fast answers grow and prompts are read, beside transformers on torch on the same device
 #[derive(Debug, clap::Args)]

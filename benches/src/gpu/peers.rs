@@ -9,7 +9,7 @@ use crate::peers::Script;
 
 /// The peers, in the order of their columns.
 pub(super) const PEERS: [&str; 2] = ["eager", "compiled"];
-const SCRIPT: Script = Script { text: include_str!("../../gpu_peers.py"), peers: PEERS };
+const SCRIPT: Script = Script::python(include_str!("../../gpu_peers.py"), PEERS);
 
 impl Peers {
     pub(super) fn start(

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::core::Core;
 use super::names::Lane;
+use super::pages::n_next;
 use super::parcel::Parcel;
 use super::session::{Posted, Session};
 use super::{aged, errors};
@@ -33,12 +34,6 @@ const LOOK: Duration = Duration::from_millis(5);
 const LOOKED_AT: &str = "looked at";
 /// Jobs that are put back in one go.
 const STEP: usize = 256;
-/// Letters that the broker hands over at once: as many as have so many bytes together where each is as large
-/// as the largest of the page before, but at most twice as many as in that one, never more than this, and as
-/// few where they are large or none is known.
-const PAGE_BYTES: u64 = 32 << 20;
-const LONGEST_PAGE: u64 = 1024;
-const FIRST_PAGE: u64 = 16;
 /// Letters that a quorum queue puts back in their order where they are given back in one go: of more it
 /// makes a map of Erlang without one.
 const IN_ORDER: usize = 32;
@@ -242,13 +237,6 @@ impl Drop for Walk<'_> {
     }
 }
 
-/// How many letters are handed over next, after a page of so many of which the largest has so many bytes.
-fn n_next(before: Option<(u64, u64)>) -> u64 {
-    let Some((n_letters, n_largest)) = before else { return FIRST_PAGE };
-    let n_fitting = PAGE_BYTES / n_largest.max(1);
-    n_fitting.min(2 * n_letters).clamp(FIRST_PAGE, LONGEST_PAGE)
-}
-
 /// How many dead letters there are that nobody looks at.
 async fn count(core: &Core, session: &Session) -> Result<u64> {
     let counts = session.counts(&[core.names.dead()]).await?;
@@ -406,6 +394,7 @@ async fn delete(walk: &mut Walk<'_>, ids: Option<&[JobId]>) -> Result<u64> {
 mod tests {
     use super::super::AmqpQueue;
     use super::super::kit::{block_on, opened};
+    use super::super::pages::FIRST_PAGE;
     use super::*;
     use crate::{DeadLetters, Job, Timestamp};
 
@@ -487,17 +476,5 @@ mod tests {
                 assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
             }
         });
-    }
-
-    #[test]
-    fn a_page_is_as_long_as_its_letters_are_small() {
-        assert_eq!(n_next(None), FIRST_PAGE);
-        // Those that follow small ones may be large.
-        assert_eq!(n_next(Some((16, 0))), 32);
-        assert_eq!(n_next(Some((512, 1 << 10))), LONGEST_PAGE);
-        assert_eq!(n_next(Some((1024, 1 << 10))), LONGEST_PAGE);
-        assert_eq!(n_next(Some((512, 1 << 20))), 32);
-        assert_eq!(n_next(Some((32, 4 << 20))), FIRST_PAGE);
-        assert_eq!(n_next(Some((1024, u64::MAX))), FIRST_PAGE);
     }
 }

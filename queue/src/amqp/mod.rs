@@ -30,6 +30,7 @@ mod limits;
 mod line;
 mod most;
 mod names;
+mod pages;
 mod parcel;
 mod publish;
 mod receive;
