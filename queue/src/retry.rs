@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Nothing is tried as often as this: who says so makes a mistake, or means harm.
+pub(crate) const MOST_ATTEMPTS: u32 = 1_000_000;
+
 /// Exponential backoff with jitter, and a limit on the attempts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryPolicy {

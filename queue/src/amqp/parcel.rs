@@ -4,6 +4,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
+use crate::retry::MOST_ATTEMPTS;
 use crate::{
     Attempt, DeadLetter, Error, ErrorKind, Failure, FailureKind, Job, JobId, Priority, Result,
     Timestamp, header, short_reason,
@@ -21,8 +22,6 @@ const DIED_AT: &str = "ebb-died-at";
 /// The broker's count of deliveries that ended with their channel.
 const CRASHES: &str = "x-delivery-count";
 
-/// Nothing is tried as often as this; who says so does not know what it says.
-const MAX_ATTEMPTS: u32 = 1_000_000;
 /// All headers travel in one frame of 128 KiB, so the history has to stay well below.
 const MAX_HISTORY: usize = 40;
 const MAX_HISTORY_BYTES: usize = 24 * 1024;
@@ -199,7 +198,7 @@ impl Parcel {
         };
         put(PLACE, AMQPValue::LongLongInt(self.place));
         if self.attempts > 0 {
-            put(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.min(MAX_ATTEMPTS).into()));
+            put(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.min(MOST_ATTEMPTS).into()));
         }
         if !self.history.is_empty() {
             put(HISTORY, long(self.history_as_json()));
@@ -253,7 +252,7 @@ impl Parcel {
 
 /// What Ebb writes itself, and a stranger may have written.
 fn read_attempts(value: &str) -> Result<u32> {
-    let attempts = value.parse().ok().filter(|attempts| *attempts <= MAX_ATTEMPTS);
+    let attempts = value.parse().ok().filter(|attempts| *attempts <= MOST_ATTEMPTS);
     attempts.ok_or_else(|| {
         let shown: String = value.chars().take(64).collect();
         let words = format!("{ATTEMPTS}: {shown:?} is not valid; leave it out, Ebb counts them");
@@ -407,7 +406,7 @@ mod tests {
             parcel.charge(now(), "refused");
             assert_eq!(parcel.attempts, 1);
         }
-        for said in [0, 1, MAX_ATTEMPTS] {
+        for said in [0, 1, MOST_ATTEMPTS] {
             let properties = table(vec![(ATTEMPTS, AMQPValue::LongLongInt(said.into()))]);
             let (mut parcel, wrong) = Parcel::read(&properties, Vec::new(), now());
             assert!(wrong.is_none());
@@ -430,7 +429,7 @@ mod tests {
         parcel.charge(now(), "it failed");
         assert_eq!((parcel.attempts, parcel.history.len()), (u32::MAX, MAX_HISTORY));
         let read = again(&parcel);
-        assert_eq!(read.attempts, MAX_ATTEMPTS);
+        assert_eq!(read.attempts, MOST_ATTEMPTS);
         assert!(headers_size(&read) < 100_000 && read.place == i64::MIN);
     }
 

@@ -4,6 +4,7 @@ use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 
 use super::names::Lane;
+use crate::retry::MOST_ATTEMPTS;
 use crate::{
     Attempt, DeadLetter, Error, ErrorKind, Failure, FailureKind, Job, JobId, Priority, Result,
     Timestamp, header,
@@ -38,8 +39,6 @@ const LONGEST_HISTORY: usize = 8 << 10;
 const LONGEST_REASON: usize = 2 << 10;
 /// What is written beside a dead letter when it is put back.
 const ROOM_TO_REVIVE: usize = 256;
-/// No job was tried as often: who says so makes a mistake, or means harm.
-const MOST_ATTEMPTS: u32 = 1_000_000;
 
 /// A job in a stream.
 #[derive(Debug, Clone)]
