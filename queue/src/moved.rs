@@ -378,13 +378,19 @@ mod tests {
         assert_eq!(queue.state(&id()).await.unwrap(), Some(JobState::Delayed));
     }
 
-    #[tokio::test]
-    async fn a_job_that_went_on_is_cancelled_where_it_went() {
+    /// An intake and the queue where its jobs go, in a folder.
+    async fn opened() -> (tempfile::TempDir, Queue, Queue) {
         let folder = tempfile::tempdir().unwrap();
         let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
         let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
-        let (queue, canary) =
-            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        let canary = intake.with_queue("canary").unwrap();
+        let (queue, canary) = (open(&intake).await, open(&canary).await);
+        (folder, queue, canary)
+    }
+
+    #[tokio::test]
+    async fn a_job_that_went_on_is_cancelled_where_it_went() {
+        let (_folder, queue, canary) = opened().await;
         queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
         // It is on its way, and nowhere yet.
         assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Unknown);
@@ -396,11 +402,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_has_not_arrived_where_it_goes_is_cancelled_where_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
-        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
-        let queue = open(&intake).await;
-        open(&intake.with_queue("canary").unwrap()).await;
+        let (_folder, queue, _canary) = opened().await;
         queue.publish(vec![Job { id: id(), ..Job::new("{}", Timestamp::now()) }]).await.unwrap();
         queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
         assert_eq!(queue.cancel(&id()).await.unwrap(), Cancelled::Waiting);
@@ -424,11 +426,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_letter_of_a_job_that_went_on_is_shown_and_put_back_where_it_went() {
-        let folder = tempfile::tempdir().unwrap();
-        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
-        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
-        let (queue, canary) =
-            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        let (_folder, queue, canary) = opened().await;
         assert_eq!(dies(&canary).await, 1);
         let (ids, other) = ([id()], ["job-2".parse().unwrap()]);
         assert!(queue.show(&id()).await.unwrap().is_none(), "it has not come by here");
@@ -459,11 +457,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_letter_that_was_here_is_not_put_back_elsewhere_too() {
-        let folder = tempfile::tempdir().unwrap();
-        let intake = QueueUrl::sqlite(folder.path().join("queue.db"));
-        let open = async |url: &QueueUrl| crate::open(url, OpenOptions::default()).await.unwrap();
-        let (queue, canary) =
-            (open(&intake).await, open(&intake.with_queue("canary").unwrap()).await);
+        let (_folder, queue, canary) = opened().await;
         queue.put(&JobResult::moved(id(), "canary", Timestamp::now())).await.unwrap();
         assert_eq!((dies(&queue).await, dies(&canary).await), (1, 1));
         let ids = [id(), "job-2".parse().unwrap()];

@@ -10,7 +10,6 @@ use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Outcome, ResultStore,
 };
 use serde_json::json;
-use std::sync::Arc;
 
 use crate::scene::{Scene, Setting, embed, end, end_as, get, plan, post, request};
 
@@ -160,9 +159,7 @@ async fn a_queue_that_is_full_and_a_broker_that_is_away_say_when_to_come_again()
     assert_eq!(reply.error(), (429, "queue_full".to_owned()));
     assert_eq!(reply.header("retry-after"), Some("1"));
     let faults = Faults { fail_before: 1.0, ..Faults::NONE };
-    let scene = Scene::around(Setting::default(), |queue| {
-        Arc::new(Faulty::new(Arc::new(queue), faults, 7))
-    });
+    let (scene, _) = Scene::on_faulty(Setting::default(), faults);
     let reply = scene.ask(post(EMBEDDINGS, body)).await;
     assert_eq!(reply.error(), (503, "broker_unavailable".to_owned()));
     assert_eq!(reply.header("retry-after"), Some("1"));
@@ -170,14 +167,7 @@ async fn a_queue_that_is_full_and_a_broker_that_is_away_say_when_to_come_again()
 
 /// A gateway whose broker stores what it is given, and then says this.
 fn doubtful(kind: ErrorKind) -> (Scene, Faulty<MemoryQueue>) {
-    let mut broker = None;
-    let scene = Scene::around(Setting::default(), |queue| {
-        let faults = Faults { fail_after: 1.0, kind, ..Faults::NONE };
-        let faulty = Faulty::new(Arc::new(queue), faults, 7);
-        broker = Some(faulty.clone());
-        Arc::new(faulty)
-    });
-    (scene, broker.unwrap())
+    Scene::on_faulty(Setting::default(), Faults { fail_after: 1.0, kind, ..Faults::NONE })
 }
 
 #[tokio::test(start_paused = true)]
@@ -264,10 +254,8 @@ async fn jobs_that_may_be_stored_and_that_nobody_comes_for_are_cancelled() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_goes_away_while_somebody_waits_is_waited_for() {
-    let scene = Scene::around(Setting::default(), |queue| {
-        let faults = Faults { fail_before: 0.4, fail_after: 0.0, ..Faults::NONE };
-        Arc::new(Faulty::new(Arc::new(queue), faults, 7))
-    });
+    let faults = Faults { fail_before: 0.4, fail_after: 0.0, ..Faults::NONE };
+    let (scene, _) = Scene::on_faulty(Setting::default(), faults);
     let _worker = scene.answers(embed);
     let mut statuses = Vec::new();
     for _ in 0..20 {
@@ -410,13 +398,9 @@ async fn the_key_of_a_dead_letter_whose_result_is_forgotten_is_answered_at_once(
 async fn who_does_not_wait_gives_a_slow_broker_the_time_that_it_needs() {
     let mut slow = plan("m");
     slow.timeout = Duration::from_millis(10);
-    let mut broker = None;
-    let scene = Scene::around(Setting { models: vec![slow], ..Setting::default() }, |queue| {
-        let faults = Faults { delay: Duration::from_secs(10), ..Faults::NONE };
-        let faulty = Faulty::new(Arc::new(queue), faults, 7);
-        broker = Some(faulty.clone());
-        Arc::new(faulty)
-    });
+    let setting = Setting { models: vec![slow], ..Setting::default() };
+    let faults = Faults { delay: Duration::from_secs(10), ..Faults::NONE };
+    let (scene, broker) = Scene::on_faulty(setting, faults);
     let ask = |headers: &[(&str, &str)]| {
         request("POST", EMBEDDINGS, headers, json!({"input": "a"}).to_string())
     };
@@ -429,7 +413,7 @@ async fn who_does_not_wait_gives_a_slow_broker_the_time_that_it_needs() {
     assert!(doubtful.header("ebb-id").is_some());
     let reply = scene.ask(ask(&[("prefer", "respond-async")])).await;
     assert_eq!(reply.status, StatusCode::ACCEPTED, "{}", reply.text());
-    broker.unwrap().set(Faults::NONE);
+    broker.set(Faults::NONE);
     let told = scene.ask(get(reply.header("location").unwrap())).await;
     assert_eq!(told.json()["state"], "waiting");
 }

@@ -1,11 +1,10 @@
 //! Jobs as they are, over HTTP.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use ebb_queue::claim::REFERENCE;
-use ebb_queue::faulty::{Faults, Faulty};
+use ebb_queue::faulty::Faults;
 use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, JobResult,
     Outcome, Priority, ResultStore, Timestamp,
@@ -149,18 +148,13 @@ async fn an_id_that_a_client_chooses_is_one_job_however_often_it_is_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_may_be_stored_is_told_and_sent_again_by_its_id() {
-    let mut broker = None;
-    let scene = Scene::around(Setting::default(), |queue| {
-        let faults = Faults { fail_after: 1.0, kind: ErrorKind::Full, ..Faults::NONE };
-        let faulty = Faulty::new(Arc::new(queue), faults, 7);
-        broker = Some(faulty.clone());
-        Arc::new(faulty)
-    });
+    let faults = Faults { fail_after: 1.0, kind: ErrorKind::Full, ..Faults::NONE };
+    let (scene, broker) = Scene::on_faulty(Setting::default(), faults);
     let reply = scene.ask(post("/v1/jobs", "x")).await;
     assert_eq!(reply.error(), (503, "publish_in_doubt".to_owned()));
     let id = reply.header("ebb-id").unwrap();
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains(id));
-    broker.unwrap().set(Faults::NONE);
+    broker.set(Faults::NONE);
     assert_eq!(scene.ask(get(&format!("/v1/jobs/{id}"))).await.json()["state"], "waiting");
     let again = scene.ask(request("POST", "/v1/jobs", &[("ebb-id", id)], "x")).await;
     assert_eq!(again.header("ebb-id"), Some(id));
@@ -195,17 +189,12 @@ async fn who_waits_is_answered_in_time_though_the_broker_hangs_or_is_away_by_the
     let hangs = Faults { delay: Duration::from_secs(1_000_000), ..Faults::NONE };
     let is_away = Faults { fail_before: 1.0, ..Faults::NONE };
     for faults in [hangs, is_away] {
-        let mut broker = None;
-        let scene = Scene::around(Setting::default(), |queue| {
-            let faulty = Faulty::new(Arc::new(queue), Faults::NONE, 7);
-            broker = Some(faulty.clone());
-            Arc::new(faulty)
-        });
+        let (scene, broker) = Scene::on_faulty(Setting::default(), Faults::NONE);
         let place = scene.ask(post("/v1/jobs", "x")).await.header("location").unwrap().to_owned();
         let start = tokio::time::Instant::now();
         let waits = scene.begin(get(&format!("{place}?wait=5s")));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        broker.unwrap().set(faults);
+        broker.set(faults);
         let told = waits.await.unwrap();
         assert_eq!(told.status, StatusCode::ACCEPTED, "{}", told.text());
         assert_eq!(told.json()["state"], "waiting", "as it was when it was asked for");
@@ -216,16 +205,11 @@ async fn who_waits_is_answered_in_time_though_the_broker_hangs_or_is_away_by_the
 #[tokio::test(start_paused = true)]
 async fn a_job_that_ends_while_it_is_asked_for_is_not_gone() {
     for half_seconds in 0..50 {
-        let mut broker = None;
-        let scene = Scene::around(Setting::default(), |queue| {
-            let faulty = Faulty::new(Arc::new(queue), Faults::NONE, 7);
-            broker = Some(faulty.clone());
-            Arc::new(faulty)
-        });
+        let (scene, broker) = Scene::on_faulty(Setting::default(), Faults::NONE);
         let place = scene.ask(post("/v1/jobs", "x")).await.header("location").unwrap().to_owned();
         let delivery = scene.take().await;
         // So that the end may come before, between and behind what the gateway asks of its broker.
-        broker.unwrap().set(Faults { delay: Duration::from_secs(10), ..Faults::NONE });
+        broker.set(Faults { delay: Duration::from_secs(10), ..Faults::NONE });
         let asks = scene.begin(get(&place));
         tokio::time::sleep(Duration::from_millis(500 * half_seconds)).await;
         end(&scene.queue, delivery, Ok("{}".to_owned())).await;

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use ebb_gateway::{Canceller, Ids, Keys, Limits, Metrics, Model, ModelPlan, Models, Parts, router};
+use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     AnyQueue, Behavior, Broker, Clock, Delivery, Failure, JSON, Job, JobResult, OpenOptions,
@@ -70,6 +71,17 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) fn new(setting: Setting) -> Self {
         Self::around(setting, Arc::new)
+    }
+
+    /// The same on a broker with these faults, which can be set anew.
+    pub(crate) fn on_faulty(setting: Setting, faults: Faults) -> (Self, Faulty<MemoryQueue>) {
+        let mut broker = None;
+        let scene = Self::around(setting, |queue| {
+            let faulty = Faulty::new(Arc::new(queue), faults, 7);
+            broker = Some(faulty.clone());
+            Arc::new(faulty)
+        });
+        (scene, broker.expect("it was put around the queue"))
     }
 
     /// The same, with something between the gateway and the queue.

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ebb_queue::{Cancelled, JobId, OpenOptions, Outcome, Queue, QueueUrl, open};
-use ebb_servers::{Nats, NatsOptions};
+use ebb_servers::{Nats, NatsOptions, NatsVersion};
 use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -37,13 +37,17 @@ authorization {
 }
 "#;
 
+/// A server that knows those.
+async fn started(version: NatsVersion) -> Nats {
+    let options = NatsOptions { version, extra_config: USERS.to_owned(), ..NatsOptions::default() };
+    Nats::start(options).await.unwrap()
+}
+
 /// Runs a test on each server that is supported, with the handles of these users.
 fn with_users<const N: usize>(users: [&str; N], test: impl AsyncFn([Queue; N])) {
     for version in VERSIONS {
         block_on(async {
-            let extra_config = USERS.to_owned();
-            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
-            let server = Nats::start(options).await.unwrap();
+            let server = started(version).await;
             let mut queues = Vec::new();
             for user in users {
                 let url = format!("nats://{user}@127.0.0.1:{}", server.port());
@@ -209,9 +213,7 @@ fn a_cancelled_job_is_not_handed_out_because_the_word_of_it_comes_late() {
     const LATE: Duration = Duration::from_millis(1500);
     for version in VERSIONS {
         block_on(async {
-            let extra_config = USERS.to_owned();
-            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
-            let server = Nats::start(options).await.unwrap();
+            let server = started(version).await;
             let way = Way::to(server.port()).await;
             let at = |user: &str, port: u16| format!("nats://{user}@127.0.0.1:{port}");
             let all = try_open(&at("all:a", server.port())).await.unwrap();
@@ -237,9 +239,7 @@ fn a_job_that_is_handed_out_while_its_canceller_replies_is_left_to_whoever_has_i
     const REPLYING: Duration = Duration::from_secs(3);
     for version in VERSIONS {
         block_on(async {
-            let extra_config = USERS.to_owned();
-            let options = NatsOptions { version, extra_config, ..NatsOptions::default() };
-            let server = Nats::start(options).await.unwrap();
+            let server = started(version).await;
             let way = Way::to(server.port()).await;
             let at = |user: &str, port: u16| format!("nats://{user}@127.0.0.1:{port}?lease=8s");
             let all = try_open(&at("all:a", server.port())).await.unwrap();
