@@ -199,7 +199,7 @@ pub trait Broker: Backlog {
     ///   failed one `ebb-kind`, and `content-type`.
     /// - `to` is what the broker's clients listen to: a NATS subject, an AMQP queue, a Redis stream;
     ///   on the embedded queue another queue, where it is a job of the same id, which expires when the
-    ///   result is forgotten.
+    ///   result is forgotten. A stream that a reply begins goes as long after its last one.
     /// - `traceparent` travels with it: whoever reads the reply is in the trace of the job.
     /// - May be sent twice when a worker is lost between this and its acknowledgement.
     /// - The queue does the same for a job that it ends by itself, see [`Broker::receive`].

@@ -85,6 +85,11 @@ impl Calls {
         check_reply_to(to)?;
         let (content_type, body) = result.reply_body();
         let call = self.call(&script::REPLY);
+        let call = match is_ours(to) {
+            // A job waits for its worker, however long that takes.
+            true => call.text(""),
+            false => call.span(self.behavior.result_ttl),
+        };
         let mut call = call.text("body").bytes(&*body);
         call = call.text(header::ID).text(result.id.as_str());
         call = call.text(header::ATTEMPT).number(result.attempt);
@@ -151,7 +156,12 @@ fn check_reply_to(to: &str) -> Result<()> {
     let queue = to.strip_prefix("ebb:{").and_then(|rest| rest.strip_suffix('}'));
     let is_for_jobs = queue.is_some_and(|queue| check_queue(queue).is_ok());
     let why = "belongs to Ebb; of its keys only ebb:{NAME} takes replies";
-    owed::check_address(to, (to.starts_with("ebb:") && !is_for_jobs).then_some(why))
+    owed::check_address(to, (is_ours(to) && !is_for_jobs).then_some(why))
+}
+
+/// Whether a key belongs to a queue.
+fn is_ours(key: &str) -> bool {
+    key.starts_with("ebb:")
 }
 
 /// Reads id, stored result, and headers.

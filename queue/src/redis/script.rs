@@ -58,7 +58,8 @@ pub(super) static PUT: Script = Script::new(|| Source::of(&[include_str!("script
 pub(super) static CHUNK: Script = Script::new(|| Source::of(&[include_str!("scripts/chunk.lua")]));
 pub(super) static FRAMES: Script =
     Script::new(|| Source::of(&[include_str!("scripts/frames.lua")]));
-pub(super) static REPLY: Script = Script::new(|| Source::of(&[include_str!("scripts/reply.lua")]));
+pub(super) static REPLY: Script =
+    Script::new(|| Source::alone(include_str!("scripts/reply.lua").to_owned()));
 pub(super) static REPORT: Script =
     Script::new(|| Source::of(&[include_str!("scripts/report.lua")]));
 pub(super) static WORKERS: Script =

@@ -15,6 +15,7 @@ mod letters;
 mod moments;
 mod outages;
 mod owed;
+mod replies;
 mod silence;
 mod strangers;
 mod tls;

@@ -1,4 +1,12 @@
--- ARGV: time, names and values of the fields. The stream of the replies stands where others have the inbox.
+-- KEYS[1] is the stream of the replies. ARGV: time, how long a stream that this begins stays after its last reply,
+-- in milliseconds, or empty for ever, then names and values of the fields.
+local stream, ttl = KEYS[1], ARGV[2]
+local is_new = redis.call('EXISTS', stream) == 0
 -- The first change needs no room: a server whose memory is full shall not keep answered jobs from their end.
-redis.call('XDEL', inbox, '0-1')
-return redis.call('XADD', inbox, '*', unpack(ARGV, 2))
+redis.call('XDEL', stream, '0-1')
+local entry = redis.call('XADD', stream, '*', unpack(ARGV, 3))
+if ttl ~= '' then
+  -- One that somebody else made has no end unless that was given to it, and keeps what it has.
+  if is_new then redis.call('PEXPIRE', stream, ttl) else redis.call('PEXPIRE', stream, ttl, 'GT') end
+end
+return entry
