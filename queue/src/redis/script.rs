@@ -14,6 +14,19 @@ pub(super) struct Script(LazyLock<Source>);
 struct Source {
     code: String,
     hash: String,
+    keys: Keys,
+}
+
+/// Which keys a call declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// The stream of plain producers, and one beside it that is never there. Where the slot of a queue moves
+    /// to another node of a cluster, the server looks for what is declared before a script begins, and sends
+    /// the call away when a key is missing. Else it would end the script midway, at the first key that is not
+    /// there, and keep what was done until then.
+    OfTheQueue,
+    /// The one that all is about.
+    One,
 }
 
 const COMMON: &str = include_str!("scripts/common.lua");
@@ -26,15 +39,17 @@ impl Script {
 }
 
 impl Source {
+    /// One that knows the keys of a queue.
     fn of(parts: &[&str]) -> Self {
         let layout = format!("local LAYOUT = {}", super::LAYOUT);
-        Self::alone([&[layout.as_str(), COMMON], parts].concat().join("\n"))
+        let code = [&[layout.as_str(), COMMON], parts].concat().join("\n");
+        Self { keys: Keys::OfTheQueue, ..Self::alone(&code) }
     }
 
     /// One that knows nothing of a queue.
-    fn alone(code: String) -> Self {
-        let hash = redis::Script::new(&code).get_hash().to_owned();
-        Self { code, hash }
+    fn alone(code: &str) -> Self {
+        let hash = redis::Script::new(code).get_hash().to_owned();
+        Self { code: code.to_owned(), hash, keys: Keys::One }
     }
 }
 
@@ -58,15 +73,13 @@ pub(super) static PUT: Script = Script::new(|| Source::of(&[include_str!("script
 pub(super) static CHUNK: Script = Script::new(|| Source::of(&[include_str!("scripts/chunk.lua")]));
 pub(super) static FRAMES: Script =
     Script::new(|| Source::of(&[include_str!("scripts/frames.lua")]));
-pub(super) static REPLY: Script =
-    Script::new(|| Source::alone(include_str!("scripts/reply.lua").to_owned()));
 pub(super) static REPORT: Script =
     Script::new(|| Source::of(&[include_str!("scripts/report.lua")]));
 pub(super) static WORKERS: Script =
     Script::new(|| Source::of(&[include_str!("scripts/workers.lua")]));
 
-pub(super) static GROUP: Script =
-    Script::new(|| Source::alone(include_str!("scripts/group.lua").to_owned()));
+pub(super) static REPLY: Script = Script::new(|| Source::alone(include_str!("scripts/reply.lua")));
+pub(super) static GROUP: Script = Script::new(|| Source::alone(include_str!("scripts/group.lua")));
 
 /// One call of a script, with its arguments in order.
 #[derive(Debug)]
@@ -125,7 +138,10 @@ impl<'a> Call<'a> {
 
     fn command(&self, verb: &str, script: &str, inbox: &str) -> Cmd {
         let mut command = redis::cmd(verb);
-        command.arg(script).arg(1).arg(inbox);
+        match self.script.0.keys {
+            Keys::OfTheQueue => command.arg(script).arg(2).arg(inbox).arg(format!("{inbox}:none")),
+            Keys::One => command.arg(script).arg(1).arg(inbox),
+        };
         for arg in &self.args {
             command.arg(&**arg);
         }

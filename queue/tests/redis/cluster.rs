@@ -194,3 +194,40 @@ async fn a_reply_finds_its_stream_where_the_queue_has_moved_to() {
     assert_eq!(tell::<u64>(&mut new, &["XLEN", &near]).await.unwrap(), 1);
     assert_eq!(queue.link().n_losses(), 1);
 }
+
+#[tokio::test]
+async fn no_script_is_cut_off_midway_while_the_slot_of_its_queue_moves() {
+    let mut nodes = cluster().await;
+    let slot_of_jobs = slot(&mut nodes[0].1, "ebb:{jobs}").await;
+    let [(old, mut here), (_new, mut there)] = in_order(nodes, slot_of_jobs);
+    let mut patient = url(&old);
+    patient.behavior.lease = Duration::from_secs(60);
+    let queue = handle(&patient).await;
+    // A plain client used the queue once, so that its stream is there; and nothing is ready.
+    let entry: String = tell(&mut here, &["XADD", "ebb:{jobs}", "*", "body", "x"]).await.unwrap();
+    tell::<()>(&mut here, &["XDEL", "ebb:{jobs}", &entry]).await.unwrap();
+    queue.publish(vec![job("done"), job("held")]).await.unwrap();
+    let deliveries = take(&queue, 9, Duration::ZERO).await;
+    let [done, held] = deliveries.try_into().unwrap();
+    queue.settle(&[done.ack()]).await.unwrap();
+    let mut ids = Vec::new();
+    for node in [&mut here, &mut there] {
+        ids.push(tell::<String>(node, &["CLUSTER", "MYID"]).await.unwrap());
+    }
+    let begun = [&["MIGRATING", &ids[1]][..], &["IMPORTING", &ids[0]]];
+    set_slot([&mut here, &mut there], slot_of_jobs, begun).await;
+    let ack = [held.ack()];
+    let published = queue.publish(vec![job("x")]).await.map(drop);
+    let settled = queue.settle(&ack).await.map(drop).map_err(ebb_queue::Error::from);
+    set_slot([&mut here, &mut there], slot_of_jobs, [&["STABLE"], &["STABLE"]]).await;
+    let published_again = queue.publish(vec![job("x")]).await.unwrap();
+    assert!(!published_again[0].duplicate, "none of the first was done: {published:?}");
+    for refused in [published, settled] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    assert_eq!(queue.settle(&ack).await.unwrap(), [Settled::Held]);
+    let taken = take(&queue, 9, Duration::ZERO).await;
+    assert_eq!(taken.iter().map(|one| one.job.id.as_str()).collect::<Vec<_>>(), ["x"]);
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight), (0, 1));
+}

@@ -1,5 +1,6 @@
 -- What all scripts share. KEYS[1] is the stream that plain producers write to; every other key begins
--- with its name and shares its slot. ARGV[1] is the time in milliseconds, empty for the server's own.
+-- with its name and shares its slot. KEYS[2] is one of these that is never there: see `Keys` in script.rs.
+-- ARGV[1] is the time in milliseconds, empty for the server's own.
 local inbox = KEYS[1]
 local LANE = 2251799813685248 -- 2^51: places of one priority
 local EPOCH = 1735689600000   -- 2025: a place is a moment since then, times 1024
