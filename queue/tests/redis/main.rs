@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
 mod access;
+mod bytes;
 mod cluster;
 mod depth;
 mod foreign;

@@ -65,7 +65,7 @@ if n_strangers == 0 and redis.call('XLEN', inbox) > 0 then
   return { {}, strangers(math.min(math.max(max, 16), 256)), -1, server_now - now, 1, owed }
 end
 local ids = redis.call('ZRANGE', key('line'), 0, max - 1)
-local lives, texts_of = fetch('life', ids), fetch('jobs', ids)
+local lives = fetch('life', ids)
 local deliveries, lent = {}, {}
 
 -- When it was published, of a job of which nothing else is known.
@@ -82,21 +82,26 @@ local function lease_single(id, job, text)
   deliveries[#deliveries + 1] = { id, job.a, job.e, job.d and 1 or 0, text }
 end
 
+local jobs, published = {}, {}
 for nth, life in ipairs(lives) do
+  published[nth] = plain(cmsgpack.unpack(life))
+  jobs[nth] = not published[nth] and unpacked(life)
+end
+local texts_of = first_texts(ids, jobs)
+for nth, text in ipairs(texts_of) do
   local id = ids[nth]
-  local published = #lent < MOST_ON_LOAN and plain(cmsgpack.unpack(life))
-  if published then
+  if published[nth] and #lent < MOST_ON_LOAN then
     lent[#lent + 1] = id
-    deliveries[#deliveries + 1] = { id, 1, published, 0, texts_of[nth] }
+    deliveries[#deliveries + 1] = { id, 1, published[nth], 0, text }
   else
-    lease_single(id, unpacked(life), texts_of[nth])
+    lease_single(id, jobs[nth] or unpacked(lives[nth]), text)
   end
 end
 if #lent > 0 then lend(mark, now + lease, worker, lent) end
-if #deliveries == #ids and #ids > 0 then
+if #deliveries == #texts_of and #texts_of > 0 then
   -- The head of the line as a whole costs the server less than each by its name.
   drops.line = nil
-  redis.call('ZREMRANGEBYRANK', key('line'), 0, #ids - 1)
+  redis.call('ZREMRANGEBYRANK', key('line'), 0, #texts_of - 1)
 else
   for _, id in ipairs(lent) do drop('line', id) end
 end

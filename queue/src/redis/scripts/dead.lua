@@ -9,26 +9,30 @@ local STEP = 500
 local result_ttl, key_ttl, verb = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1, owed } end
 
+-- The first of these, and how many of the ids that were.
 local function letters(ids)
-  local jobs, texts_of, found = load_jobs(ids), fetch('jobs', ids), {}
-  for nth, job in ipairs(jobs) do
+  local jobs, found = load_jobs(ids), {}
+  local texts_of = first_texts(ids, jobs)
+  for nth, text in ipairs(texts_of) do
+    local job = jobs[nth]
     if job and job.w == 'Z' then
       found[#found + 1] = {
-        ids[nth], job.a or 0, job.e, job.d and 1 or 0, texts_of[nth], job.r, job.z, job.f or '', job.h or {},
+        ids[nth], job.a or 0, job.e, job.d and 1 or 0, text, job.r, job.z, job.f or '', job.h or {},
       }
     end
   end
-  return found
+  return found, #texts_of
 end
 
 if verb == 'list' then
   local below = ARGV[5] == '' and '+inf' or '(' .. ARGV[5]
   local max = math.min(tonumber(ARGV[6]), 64)
   local ids = redis.call('ZRANGE', key('dead'), below, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, max)
-  local rest = #ids == max and max > 0 and redis.call('ZSCORE', key('dead'), ids[#ids])
-  return { 0, letters(ids), tonumber(rest or -1), -1, owed }
+  local found, n = letters(ids)
+  local rest = n > 0 and (n < #ids or n == max) and redis.call('ZSCORE', key('dead'), ids[n])
+  return { 0, found, tonumber(rest or -1), -1, owed }
 end
-if verb == 'show' then return { 0, letters({ ARGV[6] }), -1, -1, owed } end
+if verb == 'show' then return { 0, (letters({ ARGV[6] })), -1, -1, owed } end
 
 local function purge_old(age, elsewhere, most)
   local taken, referring, n_left = {}, {}, 0
