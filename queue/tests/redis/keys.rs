@@ -1,10 +1,12 @@
 //! Keys of others, keys of other versions, and no room for more keys.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, QueueUrl, Settled, Stored,
-    Timestamp,
+    Cancelled, Clock, Delivery, ErrorKind, Job, JobResult, Missing, OpenOptions, Outcome, QueueUrl,
+    Settled, Stored, Timestamp,
 };
 use ebb_servers::Redis;
 
@@ -315,4 +317,59 @@ async fn a_job_that_cannot_be_read_is_buried_and_keeps_no_other_from_its_worker(
     let again = take(&queue, 9, Duration::ZERO).await.remove(0);
     assert_eq!((again.job.id.as_str(), &*again.job.body, again.attempt), ("odd", &b"body"[..], 1));
     assert_eq!(queue.purge(None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn that_an_unread_job_was_cancelled_is_forgotten_as_any_end_is() {
+    let server = server("").await;
+    let clock = Arc::new(Ahead::default());
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    let mut minute = url(&server);
+    let ttl = Duration::from_secs(60);
+    (minute.behavior.result_ttl, minute.behavior.key_ttl) = (ttl, ttl);
+    let queue = ebb_queue::open(&minute, options).await.unwrap();
+    let mut client = plain(&server).await;
+    for nth in 0..40 {
+        let id = format!("old-{nth}");
+        let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", &id, "body", "x"];
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    let cancelled = queue.cancel(&"old-39".parse().unwrap()).await.unwrap();
+    assert_eq!(cancelled, Cancelled::Marked);
+    clock.pass(30);
+    let mut taken = Vec::new();
+    while taken.len() < 39 {
+        taken.extend(take(&queue, 99, Duration::from_secs(10)).await);
+    }
+    let acks: Vec<_> = taken.into_iter().map(Delivery::ack).collect();
+    queue.settle(&acks).await.unwrap();
+    let mut nth = 0;
+    // Others come and go, first when its time is over, then when that of a later end is, too.
+    crate::eventually("the mark is swept", async || {
+        nth += 1;
+        clock.pass(if nth == 3 { 60 } else { 31 });
+        queue.publish(vec![job(&format!("new-{nth}"))]).await.unwrap();
+        let acks: Vec<_> =
+            take(&queue, 9, Duration::ZERO).await.into_iter().map(Delivery::ack).collect();
+        queue.settle(&acks).await.unwrap();
+        nth > 5
+            && !tell::<bool>(&mut client, &["HEXISTS", "ebb:{jobs}:done", "old-39"]).await.unwrap()
+    })
+    .await;
+}
+
+/// The clock of the system, set forward.
+#[derive(Debug, Default)]
+struct Ahead(AtomicI64);
+
+impl Ahead {
+    fn pass(&self, seconds: i64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + jiff::SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
+    }
 }

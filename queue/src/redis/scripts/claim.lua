@@ -11,11 +11,12 @@ local replied = {}
 local function reply_if_marked(one)
   if replied[one.id] then return end
   replied[one.id] = true
-  local what, name = remembered(redis.call('HGET', key('done'), one.id))
-  if what ~= MARKED then return end
+  local text = redis.call('HGET', key('done'), one.id)
+  if remembered(text) ~= MARKED then return end
   one.job.q = string.match(one.text, '^[^\n]*')
   owe(one.id, one.job, 'cancelled')
-  set('done', one.id, ' ' .. whole(now + key_ttl) .. (name and name ~= '' and ' ' .. name or ''))
+  -- Until the moment that is noted for the sweep.
+  set('done', one.id, string.sub(text, #MARKED + 1))
 end
 
 -- Makes jobs of what plain producers wrote.
