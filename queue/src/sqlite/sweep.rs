@@ -10,7 +10,7 @@ use crate::STATUS_TTL;
 const STEP: usize = 500;
 
 /// The pause when nothing is left to do.
-const PAUSE: Millis = 1000;
+pub(super) const PAUSE: Millis = 1000;
 
 /// The pause when there is more.
 const NO_PAUSE: Millis = 20;

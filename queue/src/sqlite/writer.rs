@@ -172,7 +172,8 @@ impl Thread {
                 group.push(next);
             }
         }
-        if now >= self.sweep_at {
+        // Further off than any pause is a clock that was set back meanwhile.
+        if now >= self.sweep_at || self.sweep_at - now > sweep::PAUSE {
             self.sweep_at = now + tx.step(|tx| sweep::step(tx, now, self.ttls))?;
         }
         self.unread = std::mem::take(&mut tx.unread);

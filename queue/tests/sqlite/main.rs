@@ -5,6 +5,7 @@
 
 mod expired;
 mod files;
+mod moments;
 mod news;
 mod processes;
 mod replies;
@@ -30,7 +31,7 @@ pub async fn handle(url: &QueueUrl) -> Queue {
     open(url, OpenOptions::default()).await.unwrap()
 }
 
-/// A clock that is set forward.
+/// A clock that is set forward, and back again.
 #[derive(Debug, Default)]
 pub struct Ahead(AtomicU64);
 
@@ -38,6 +39,11 @@ impl Ahead {
     /// Sets it forward, by whole seconds.
     pub fn pass(&self, span: Duration) {
         self.0.fetch_add(span.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Sets it back by no more than it was set forward.
+    pub fn set_back(&self, span: Duration) {
+        self.0.fetch_sub(span.as_secs(), Ordering::Relaxed);
     }
 }
 
