@@ -11,7 +11,7 @@ use super::value::{bytes, garbled, int, list, text};
 use super::{Calls, RedisQueue, script};
 use crate::{Cancelled, Job, JobId, JobState, Operator, Purged, Result, Timestamp};
 
-/// The part that holds what plain producers wrote and nobody has read.
+/// The part that holds what plain producers wrote and nobody has read; a purge begins there.
 const INBOX: i64 = 6;
 
 /// Where a step of a purge begins, in the words of the script.
@@ -104,8 +104,8 @@ impl Operator for RedisQueue {
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
-        let first =
-            Sweep { part: 0, n_spared: 0, last_place: String::new(), last_entry: String::new() };
+        let (last_place, last_entry) = (String::new(), String::new());
+        let first = Sweep { part: INBOX, n_spared: 0, last_place, last_entry };
         let steps = stream::try_unfold((self.clone(), Some(first)), |(queue, next)| async move {
             let Some(sweep) = next else { return Ok(None) };
             let (purged, next) = queue.calls().purge_step(sweep).await?;

@@ -24,35 +24,35 @@ struct Sweep {
     last: Option<i64>,
 }
 
-/// Where a step of a purge looks.
+/// Where a step of a purge looks: first where jobs go in line from, since some do meanwhile.
 #[derive(Debug, Clone, Copy)]
 enum Part {
-    /// In line, with this rank.
-    Line(i64),
     /// Among the delayed, from this moment on.
     Delayed(Millis),
     /// Among those whose lease has ended.
     Lapsed,
+    /// In line, with this rank.
+    Line(i64),
 }
 
 impl Part {
-    const FIRST: Self = Self::Line(0);
+    const FIRST: Self = Self::Delayed(0);
 
     fn next(self) -> Option<Self> {
         match self {
-            Self::Line(rank) if rank < 2 => Some(Self::Line(rank + 1)),
-            Self::Line(_) => Some(Self::Delayed(0)),
             Self::Delayed(_) => Some(Self::Lapsed),
-            Self::Lapsed => None,
+            Self::Lapsed => Some(Self::Line(0)),
+            Self::Line(rank) if rank < 2 => Some(Self::Line(rank + 1)),
+            Self::Line(_) => None,
         }
     }
 
     /// The rows of the next jobs, each with its moment.
     fn rows(self, tx: &Tx<'_>, now: Millis, last: i64) -> Outcome<Vec<(i64, Millis)>> {
         let (index, condition, value, order) = match self {
-            Self::Line(rank) => ("jobs_line", "state = 0 AND rank = ?2", rank, "place"),
             Self::Delayed(from) => ("jobs_delayed", "state = 2 AND due >= ?2", from, "due"),
             Self::Lapsed => ("jobs_leased", "state = 1 AND due <= ?2", now, "due"),
+            Self::Line(rank) => ("jobs_line", "state = 0 AND rank = ?2", rank, "place"),
         };
         let sql = format!(
             "SELECT n, coalesce(due, 0) FROM jobs INDEXED BY {index}

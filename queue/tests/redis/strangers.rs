@@ -285,3 +285,36 @@ async fn an_id_that_reads_like_that_of_an_entry_and_is_none_is_not_known() {
         assert_eq!(queue.cancel(&id).await.unwrap(), Cancelled::Unknown, "{id}");
     }
 }
+
+#[tokio::test]
+async fn a_purge_misses_nothing_that_falls_due_or_is_read_while_it_goes_on() {
+    let server = server("").await;
+    let mut patient = url(&server);
+    patient.behavior.lease = SOON;
+    let queue = handle(&patient).await;
+    let mut client = plain(&server).await;
+    let mut delayed = job("delayed");
+    delayed.set("ebb-delay", "300ms").unwrap();
+    queue.publish(vec![delayed]).await.unwrap();
+    let mut steps = queue.purge_waiting().await.unwrap();
+    for _ in 0..4 {
+        steps.next().await.unwrap().unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    steps.try_collect::<Vec<_>>().await.unwrap();
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.delayed), (0, 0));
+
+    for name in ["a", "b"] {
+        let words = ["XADD", "ebb:{jobs}", "*", "ebb-id", name, "body", "x"];
+        tell::<String>(&mut client, &words).await.unwrap();
+    }
+    let mut steps = queue.purge_waiting().await.unwrap();
+    for _ in 0..6 {
+        steps.next().await.unwrap().unwrap();
+    }
+    // A worker comes, reads what plain clients wrote, and takes a part of it.
+    take(&queue, 1, Duration::ZERO).await;
+    steps.try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().ready, 0);
+}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ebb_queue::JobId;
+use futures::{StreamExt, TryStreamExt};
 use rusqlite::Connection;
 
 use crate::{answer, handle_with_clock, job, take, url};
@@ -27,4 +29,26 @@ async fn what_is_forgotten_is_swept_also_after_the_clock_was_set_back() {
     clock.pass(SECOND * 62);
     queue.publish(vec![job("b")]).await.unwrap();
     assert_eq!(n_results(), 0);
+}
+
+#[tokio::test]
+async fn a_purge_misses_nothing_that_falls_due_while_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (queue, clock) = handle_with_clock(&url(&folder.path().join("queue.db"))).await;
+    let delayed = |name: &str| {
+        let mut job = job(name);
+        job.set("ebb-delay", "60s").unwrap();
+        job
+    };
+    let name: JobId = "b".parse().unwrap();
+    queue.publish(vec![delayed("a"), delayed(name.as_str())]).await.unwrap();
+    let mut steps = queue.purge_waiting().await.unwrap();
+    for _ in 0..3 {
+        steps.next().await.unwrap().unwrap();
+    }
+    clock.pass(SECOND * 61);
+    // A worker comes, and takes one of two.
+    take(&queue, 1, Duration::ZERO).await;
+    steps.try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(queue.depth().await.unwrap().ready, 0);
 }

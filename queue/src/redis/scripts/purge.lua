@@ -1,9 +1,11 @@
 -- ARGV: time, result_ttl, key_ttl, part, how many of its first are to stay, last place or empty, last entry
--- of the inbox or empty. Deletes jobs that wait, a step of one part at a time: the line by priority (0 to 2,
--- and 3 for places beyond all), the delayed (4), those delayed beyond their deadline (5), the inbox (6).
+-- of the inbox or empty. Deletes jobs that wait, a step of one part at a time, each part before those into which
+-- its jobs go meanwhile: the inbox (6), the delayed (4), those delayed beyond their deadline (5), the line by
+-- priority (0 to 2, and 3 for places beyond all).
 -- Answers {how many, next part or -1, how many of its first stay, last place, last entry, jobs whose bodies
 -- lie elsewhere and are of use to no other queue, replies that are owed}.
 local STEP = 500
+local NEXT = { [6] = 4, [4] = 5, [5] = 0, [0] = 1, [1] = 2, [2] = 3, [3] = -1 }
 local part, n_spared, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 -- What is published while the steps go on is not meant.
 last = last or math.max(note('place'), (server_now - EPOCH) * 1024)
@@ -29,7 +31,7 @@ local function purge_inbox()
     end
   end
   if #entries > 0 then redis.call('XDEL', inbox, unpack(entries)) end
-  return { #entries, #entries > 0 and 6 or -1, 0, last, entry, referring, owed }
+  return { #entries, #entries > 0 and 6 or NEXT[6], 0, last, entry, referring, owed }
 end
 if part == 6 then return purge_inbox() end
 
@@ -54,5 +56,5 @@ for nth, job in ipairs(load_jobs(ids)) do
 end
 flush()
 tell_answers(taken)
-if #ids < STEP then part, n_spared = part + 1, 0 end
+if #ids < STEP then part, n_spared = NEXT[part], 0 end
 return { #taken, part, n_spared, last, entry, referring, owed }
