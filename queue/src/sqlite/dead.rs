@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use rusqlite::OptionalExtension;
+use rusqlite::{Connection, OptionalExtension};
 use tracing::warn;
 
 use super::SqliteQueue;
@@ -19,6 +19,9 @@ use crate::{Behavior, DeadLetter, DeadLetters, Headers, JobId, JobResult, Result
 
 /// Jobs that one command changes at most: others wait for the writer.
 pub(super) const STEP: usize = 500;
+
+/// Letters that are read at once: an open look keeps the log from being folded back into the file.
+const PAGE: usize = 64;
 
 /// How long things are remembered.
 #[derive(Debug, Clone, Copy)]
@@ -150,31 +153,42 @@ fn bury_expired(tx: &mut Tx<'_>, now: Millis, (n, state): (i64, State)) -> Outco
     Ok(attempts)
 }
 
-/// The newest first.
-pub(super) fn list(tx: &Tx<'_>, max: usize) -> Outcome<Vec<DeadLetter>> {
+/// The newest of those that died before the one at this place, at most a page of them; and the place to go on
+/// from, if there may be more.
+fn page(
+    db: &Connection,
+    queue: i64,
+    before: i64,
+    max: usize,
+) -> Outcome<(Vec<DeadLetter>, Option<i64>)> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM jobs JOIN payloads USING (n)
-         WHERE queue = ?1 AND state = 3 ORDER BY place DESC LIMIT ?2"
+        "SELECT {COLUMNS}, jobs.place FROM jobs INDEXED BY jobs_dead JOIN payloads USING (n)
+         WHERE queue = ?1 AND state = 3 AND place < ?2 ORDER BY place DESC LIMIT ?3"
     );
-    let max = i64::try_from(max).unwrap_or(i64::MAX);
-    let stored: Vec<StoredJob> =
-        tx.sql(&sql)?.query_map((tx.queue, max), StoredJob::read)?.collect::<Result<_, _>>()?;
-    stored.into_iter().map(StoredJob::into_dead_letter).collect()
+    let max = max.min(PAGE);
+    let row = (queue, before, max as i64);
+    let found: Vec<(StoredJob, i64)> = db
+        .prepare_cached(&sql)?
+        .query_map(row, |row| Ok((StoredJob::read(row)?, row.get("place")?)))?
+        .collect::<Result<_, _>>()?;
+    let rest = found.last().map(|(_, place)| *place).filter(|_| found.len() == max);
+    let letters = found.into_iter().map(|(stored, _)| stored.into_dead_letter());
+    Ok((letters.collect::<Outcome<_>>()?, rest))
 }
 
 /// The dead letter under this id.
-pub(super) fn show(tx: &Tx<'_>, id: &JobId) -> Outcome<Option<DeadLetter>> {
-    let Some(n) = find(tx, id)? else { return Ok(None) };
+fn show(db: &Connection, queue: i64, id: &JobId) -> Outcome<Option<DeadLetter>> {
+    let Some(n) = find(db, queue, id)? else { return Ok(None) };
     let sql = format!("SELECT {COLUMNS} FROM jobs JOIN payloads USING (n) WHERE n = ?1");
-    let stored = tx.sql(&sql)?.query_row([n], StoredJob::read)?;
+    let stored = db.prepare_cached(&sql)?.query_row([n], StoredJob::read)?;
     stored.into_dead_letter().map(Some)
 }
 
-fn find(tx: &Tx<'_>, id: &JobId) -> Outcome<Option<i64>> {
+fn find(db: &Connection, queue: i64, id: &JobId) -> Outcome<Option<i64>> {
     let sql = "SELECT jobs.n FROM names JOIN jobs USING (n)
                WHERE names.queue = ?1 AND kind = ?2 AND name = ?3 AND state = 3";
-    let row = (tx.queue, Kind::Id as i64, id.as_str());
-    Ok(tx.sql(sql)?.query_row(row, |row| row.get(0)).optional()?)
+    let row = (queue, Kind::Id as i64, id.as_str());
+    Ok(db.prepare_cached(sql)?.query_row(row, |row| row.get(0)).optional()?)
 }
 
 /// Which dead letters a step takes, in order.
@@ -209,7 +223,8 @@ impl Which {
             Self::Named(ids) => {
                 let mut seen = HashSet::new();
                 let ids = ids.iter().filter(|id| seen.insert(*id));
-                let rows: Outcome<_> = ids.filter_map(|id| find(tx, id).transpose()).collect();
+                let rows: Outcome<_> =
+                    ids.filter_map(|id| find(tx.db(), tx.queue, id).transpose()).collect();
                 Ok((rows?, None))
             }
             Self::Next { after, last } => {
@@ -282,12 +297,23 @@ pub(super) fn purge(tx: &mut Tx<'_>, now: Millis, which: &Which) -> Outcome<Step
 #[async_trait]
 impl DeadLetters for SqliteQueue {
     async fn list(&self, max: usize) -> Result<Vec<DeadLetter>> {
-        self.letters(move |tx, _| list(tx, max)).await
+        self.bury_expired().await?;
+        // Many long bodies take their time to be read, in which others go on writing.
+        let (mut letters, mut before) = (Vec::new(), Some(i64::MAX));
+        while let Some(place) = before.filter(|_| letters.len() < max) {
+            let left = max - letters.len();
+            let look = move |db: &_, queue| page(db, queue, place, left);
+            let (found, rest) = self.shared.reader.run(look).await?;
+            letters.extend(found);
+            before = rest;
+        }
+        Ok(letters)
     }
 
     async fn show(&self, id: &JobId) -> Result<Option<DeadLetter>> {
+        self.bury_expired().await?;
         let id = id.clone();
-        self.letters(move |tx, _| show(tx, &id)).await
+        self.shared.reader.run(move |db, queue| show(db, queue, &id)).await
     }
 
     async fn redrive(&self, ids: Option<&[JobId]>) -> Result<u64> {

@@ -201,18 +201,21 @@ impl SqliteQueue {
         self.write(claim).await
     }
 
-    /// Dead letters, those included whose deadline has passed just now.
+    /// Makes dead letters of the jobs whose deadline has passed by now.
+    async fn bury_expired(&self) -> Result<()> {
+        let ttls = self.ttls();
+        let expire = move |tx: &mut Tx<'_>, now| dead::expire(tx, now, ttls);
+        while self.write(expire).await? >= dead::STEP {}
+        Ok(())
+    }
+
+    /// Changes dead letters, those included whose deadline has passed just now.
     async fn letters<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Tx<'_>, Millis) -> Outcome<T> + Send + 'static,
     ) -> Result<T> {
-        let ttls = self.ttls();
-        loop {
-            let expire = move |tx: &mut Tx<'_>, now| dead::expire(tx, now, ttls);
-            if self.write(expire).await? < dead::STEP {
-                return self.write(work).await;
-            }
-        }
+        self.bury_expired().await?;
+        self.write(work).await
     }
 
     /// Goes on in small steps, between which others can write.

@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Settled};
+use ebb_queue::{ErrorKind, Job, Queue, Settled, Timestamp};
 use futures::future::join_all;
 use rusqlite::Connection;
+use tokio::time::Instant;
 
 use crate::{answer, handle, handle_with_clock, job, take, url};
 
@@ -153,4 +154,58 @@ async fn passed_over() -> Vec<usize> {
     // A thread of its own that stands still for a while misses its turns as well.
     waits.retain(|wait| *wait > MANY);
     waits
+}
+
+#[tokio::test]
+async fn who_lists_dead_letters_keeps_nobody_from_writing() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}?synchronous=normal", folder.path().join("queue.db").display());
+    let url = url.parse().unwrap();
+    let (queue, other) = (handle(&url).await, handle(&url).await);
+    const MANY: usize = 400;
+    for nth in 0..MANY / 50 {
+        let jobs = (0..50).map(|at| {
+            let mut job = Job::new(vec![1; 256 << 10], Timestamp::now());
+            job.id = format!("{nth}-{at}").parse().unwrap();
+            job
+        });
+        queue.publish(jobs.collect()).await.unwrap();
+        let letters =
+            take(&queue, 99, Duration::ZERO).await.into_iter().map(|one| one.reject("no"));
+        queue.settle(&letters.collect::<Vec<_>>()).await.unwrap();
+    }
+    // A machine that does much else spoils some rounds.
+    let mut rounds = Vec::new();
+    for _ in 0..4 {
+        let round = longest_publish(&other, async {
+            assert_eq!(queue.list(usize::MAX).await.unwrap().len(), MANY);
+        });
+        let (longest, took) = round.await;
+        if longest < took / 3 {
+            return;
+        }
+        rounds.push((longest, took));
+    }
+    panic!("of each listing the longest publish, and all of it: {rounds:?}");
+}
+
+/// How long the longest publish takes while something else is done, and how long that takes.
+async fn longest_publish(queue: &Queue, work: impl Future<Output = ()>) -> (Duration, Duration) {
+    let (is_done, longest) = (AtomicBool::new(false), AtomicU64::new(0));
+    let working = async {
+        let began = Instant::now();
+        work.await;
+        is_done.store(true, Ordering::SeqCst);
+        began.elapsed()
+    };
+    let publishing = async {
+        while !is_done.load(Ordering::SeqCst) {
+            let began = Instant::now();
+            queue.publish(vec![Job::new("body", Timestamp::now())]).await.unwrap();
+            let took = u64::try_from(began.elapsed().as_micros()).unwrap();
+            longest.fetch_max(took, Ordering::SeqCst);
+        }
+    };
+    let (took, ()) = tokio::join!(working, publishing);
+    (Duration::from_micros(longest.into_inner()), took)
 }
