@@ -20,7 +20,7 @@
 //! of who publishes through Ebb, beside these: `~ebb:{NAME}* +eval +evalsha +hset +hsetnx +hdel +hincrby
 //! +hexists +zadd +zrem +zremrangebyrank +del +exists +pexpire +xdel +publish`, and `+xadd` on the
 //! streams of replies. Of a plain producer: `~ebb:{NAME} +xadd`. With `+config|get +info` weak settings
-//! are told.
+//! are told. Where the URL names a database everybody needs `+select`.
 
 mod calls;
 mod connect;

@@ -19,6 +19,9 @@ const LOOKER: &str = "%R~ebb:{jobs}* &ebb:{jobs}* +eval_ro +evalsha_ro +time +ty
 const WORKER: &str = "~ebb:{jobs}* +eval +evalsha +hset +hsetnx +hdel +hincrby +hexists +zadd +zrem \
                       +zremrangebyrank +del +exists +pexpire +xdel +publish";
 
+/// What it says that anybody needs whose URL names a database.
+const SELECT: &str = "+select";
+
 /// Lets a user in who has these rights and no others.
 async fn admit(server: &Redis, name: &str, rights: &[&str]) -> QueueUrl {
     let rights = rights.join(" ");
@@ -259,4 +262,24 @@ async fn of_several_hosts_the_first_that_is_a_master_is_taken() {
         error = refusal(&url(&replica), OpenOptions::default()).await;
     }
     assert!(error.to_string().contains("replica"), "{error}");
+}
+
+#[tokio::test]
+async fn a_database_of_its_own_takes_one_right_more() {
+    let server = server("").await;
+    for (name, rights, is_enough) in
+        [("without", &[LOOKER, WORKER][..], false), ("with", &[LOOKER, WORKER, SELECT], true)]
+    {
+        admit(&server, name, rights).await;
+        let url = format!("redis://{name}:secret@127.0.0.1:{}/1", server.port()).parse().unwrap();
+        if is_enough {
+            let queue = handle(&url).await;
+            queue.publish(vec![job("a")]).await.unwrap();
+            assert_eq!(crate::take(&queue, 1, Duration::ZERO).await.len(), 1);
+        } else {
+            let error = refusal(&url, quick()).await;
+            assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+            assert!(error.to_string().contains("ACL"), "{error}");
+        }
+    }
 }
