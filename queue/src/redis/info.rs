@@ -35,6 +35,11 @@ pub(crate) const LIMITS: &[Limit] = &[
                   who follows one of these told that it was purged. max_ready holds nobody back \
                   who publishes past Ebb; maxmemory with noeviction does",
     },
+    Limit {
+        promise: "clock",
+        instead: "leases and delays go by the server's clock: where that is set back, those that had \
+                  begun last so much longer, and so long a job whose worker is lost waits for another",
+    },
 ];
 
 /// What was found out about a server.

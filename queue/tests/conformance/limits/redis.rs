@@ -3,4 +3,4 @@
 use super::Limits;
 
 pub const LIMITS: Limits =
-    Limits { not_run: &[], not_testable: &["power loss", "failover", "plain clients"] };
+    Limits { not_run: &[], not_testable: &["power loss", "failover", "plain clients", "clock"] };
