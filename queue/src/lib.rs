@@ -312,7 +312,8 @@ pub trait ResultStore: Send + Sync {
     ///
     /// # Behavior
     /// - A completed result is never replaced by anything, and neither is that a job was cancelled.
-    /// - A failed one is replaced by either of these (a dead letter put back), never by a failure.
+    /// - A failed one is replaced by either of these, of whatever attempt, and never by a failure: a dead
+    ///   letter was put back, or whoever was given up has an answer after all.
     /// - Refused as stale when a later attempt has begun to send chunks.
     /// - Voids the chunks of earlier attempts; a failed or cancelled result voids all of them.
     /// - Kept for `result_ttl` from now on.
