@@ -61,6 +61,10 @@ use store::{Store, Trouble};
 /// Bodies that are on their way at a time.
 const ABREAST: usize = 8;
 
+/// How long a receive that was to end sooner looks behind jobs whose bodies are gone. Many may be, each look
+/// for some takes its time, and whoever receives is to hear meanwhile that it has to stop.
+const BURYING: Duration = Duration::from_secs(1);
+
 /// The longest that an answered settlement waits for the deletion of bodies.
 const DELETION: Duration = Duration::from_secs(5);
 
@@ -269,7 +273,7 @@ impl Broker for Claim {
                 return Ok(deliveries);
             }
             let whole = self.fetch_all(deliveries).await?;
-            if !whole.is_empty() {
+            if !whole.is_empty() || began.elapsed() >= wait.max(BURYING) {
                 return Ok(whole);
             }
         }

@@ -1,14 +1,17 @@
 //! Bodies of jobs: on their way to the worker, and what becomes of them when the job is over.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Behavior, Broker, DeadLetters, ErrorKind, Failure, FailureKind, Job, JobResult,
-    Outcome, PayloadsUrl, QueueUrl, Settled, Timestamp, open,
+    OpenOptions, Outcome, PayloadsUrl, QueueUrl, ResultStore, Settled, Timestamp, open,
 };
 use proptest::prelude::*;
 
-use crate::{INLINE, Site, answer, body, id, job, over, take};
+use crate::{Ahead, INLINE, Site, answer, body, id, job, over, take};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -303,4 +306,54 @@ async fn files_that_are_not_ours_to_read_cost_no_attempt_unless_others_are() {
     let next = take(queue, 1).await.remove(0);
     assert_eq!(next.job.id, id("b"), "the first waits, so that it keeps nobody");
     assert_eq!(site.plain.depth().await.unwrap().delayed, 1);
+}
+
+#[tokio::test]
+async fn a_receive_that_finds_only_lost_bodies_ends_in_time() {
+    const MANY: usize = 200;
+    let site = Site::new().await;
+    let jobs = (0..MANY).map(|nth| job(&format!("gone-{nth}"), 500));
+    site.queue.publish(jobs.collect()).await.unwrap();
+    std::fs::remove_dir_all(site.folder.join("bodies")).unwrap();
+    let eight = std::num::NonZeroUsize::new(8).unwrap();
+    let taken = site.queue.receive(eight, Duration::from_millis(100)).await.unwrap();
+    assert!(taken.is_empty());
+    // Of the others each look costs half a second, in which nobody could stop who receives.
+    let depth = site.plain.depth().await.unwrap();
+    assert!((8..=MANY as u64 / 4).contains(&depth.dead), "{depth:?}");
+}
+
+#[tokio::test]
+async fn a_job_without_its_body_dies_at_once_beside_pieces_of_a_later_number() {
+    let site = Site::new().await;
+    let queue = &site.queue;
+    queue.publish(vec![job("a", 500)]).await.unwrap();
+    // Whoever sent them gave the job back.
+    queue.chunk(&id("a"), 5, 0, "piece".into()).await.unwrap();
+    std::fs::remove_file(&site.keys("bodies")[0]).unwrap();
+    assert!(take(queue, 1).await.is_empty());
+    let letter = site.plain.show(&id("a")).await.unwrap().unwrap();
+    assert_eq!((letter.kind, letter.attempts), (FailureKind::Lost, 1));
+    let told = queue.get(&id("a")).await.unwrap().unwrap();
+    assert_eq!(told.outcome, Outcome::Failed(Failure::new(letter.kind, letter.reason)));
+}
+
+#[tokio::test]
+async fn who_has_lost_a_job_without_its_body_leaves_the_pieces_of_another_alone() {
+    let clock = Arc::new(Ahead::default());
+    let options = OpenOptions { clock: clock.clone(), ..OpenOptions::default() };
+    let plain = MemoryQueue::new(&Behavior::default(), options);
+    let folder = tempfile::tempdir().unwrap();
+    let queue = over(&plain, &PayloadsUrl::File(folder.path().to_owned())).await;
+    queue.publish(vec![job("a", 500)]).await.unwrap();
+    std::fs::remove_dir_all(folder.path().join("bodies")).unwrap();
+    let mut late = std::pin::pin!(take(&queue, 1));
+    assert!(futures::poll!(&mut late).is_pending(), "it looks for the body once more");
+    // It stands still meanwhile, and another worker begins.
+    clock.0.fetch_add(plain.lease().as_secs() + 1, Ordering::Relaxed);
+    let next = plain.receive(std::num::NonZeroUsize::MIN, Duration::ZERO).await.unwrap().remove(0);
+    plain.chunk(&id("a"), next.attempt, 0, "piece".into()).await.unwrap();
+    assert!(late.await.is_empty());
+    assert_eq!(plain.get(&id("a")).await.unwrap(), None);
+    assert_eq!(plain.settle(&[next.ack()]).await.unwrap(), [Settled::Held]);
 }

@@ -10,12 +10,13 @@ mod s3;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Behavior, Delivery, Job, JobId, JobResult, OpenOptions, Outcome, Payloads, PayloadsUrl, Queue,
-    SystemClock, Timestamp, claim,
+    Behavior, Clock, Delivery, Job, JobId, JobResult, OpenOptions, Outcome, Payloads, PayloadsUrl,
+    Queue, SystemClock, Timestamp, claim,
 };
 
 /// Bodies above this many bytes lie in the store.
@@ -92,4 +93,14 @@ pub(crate) fn answer(name: &str, attempt: u32, n: usize) -> JobResult {
     // To the millisecond, as it is stored.
     let finished_at = Timestamp::from_millisecond(1_900_000_000_000).unwrap();
     JobResult { id: id(name), attempt, outcome, finished_at, queue: None }
+}
+
+/// A clock that is set forward, by seconds.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead(pub(crate) AtomicU64);
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
 }

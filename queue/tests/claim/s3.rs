@@ -4,20 +4,20 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
-    Backlog, Behavior, Broker, Clock, DeadLetters, ErrorKind, FailureKind, OpenOptions, Payloads,
-    Queue, Settled, SystemClock, Timestamp, claim,
+    Backlog, Behavior, Broker, DeadLetters, ErrorKind, FailureKind, OpenOptions, Payloads, Queue,
+    Settled, SystemClock, claim,
 };
 use ebb_servers::Port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::{INLINE, answer, body, id, job, take};
+use crate::{Ahead, INLINE, answer, body, id, job, take};
 
 const PACKAGES: [&str; 3] = ["moto[s3]>=5,<6", "flask", "flask-cors"];
 
@@ -196,16 +196,6 @@ async fn refuses_bodies(hands_out: HandsOut, code: &'static str) -> u16 {
         }
     });
     port
-}
-
-/// A clock that is set forward.
-#[derive(Debug, Default)]
-struct Ahead(AtomicU64);
-
-impl Clock for Ahead {
-    fn now(&self) -> Timestamp {
-        Timestamp::now() + Duration::from_secs(self.0.load(Ordering::Relaxed))
-    }
 }
 
 #[tokio::test]
