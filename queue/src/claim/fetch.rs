@@ -12,8 +12,8 @@ use super::reference::{self, Reference, parse_receipt};
 use super::store::Trouble;
 use super::{ABREAST, Claim};
 use crate::{
-    Delivery, Error, ErrorKind, Failure, FailureKind, JobId, JobResult, Outcome, Receipt, Result,
-    RetryPolicy, Settlement, Stored,
+    Delivery, Error, Failure, FailureKind, JobId, JobResult, Outcome, Receipt, Result, RetryPolicy,
+    Settled, Settlement, Stored,
 };
 
 /// Pauses before a body that is gone is looked for again: a store may be slow to show it.
@@ -26,6 +26,9 @@ const REFUSED: RetryPolicy =
 
 /// Jobs with refused bodies that are remembered at most. Of one beyond them all attempts count.
 const REMEMBERED: usize = 4096;
+
+/// How often an end is offered under a higher number than that of the pieces that are there.
+const RAISED: u32 = 16;
 
 /// What became of a delivery whose body was looked for.
 enum Fetched {
@@ -189,18 +192,20 @@ impl Claim {
         let finished_at = self.clock.now();
         let mut result =
             JobResult { id, attempt: delivery.attempt, outcome, finished_at, queue: None };
-        match self.queue.put(&result).await? {
+        match self.put_ours(&mut result, delivery.receipt()).await? {
             Stored::Stored => {}
             Stored::Stale => return Ok(()),
             Stored::Duplicate => result = self.queue.get(&result.id).await?.unwrap_or(result),
         }
         warn!(job.id = %result.id, reason = %failure.reason, "a job is rejected: its body is not handed out");
         if let Some(to) = &delivery.job.headers.reply_to {
-            match self.queue.reply(to, &result, delivery.job.headers.traceparent.as_deref()).await {
-                Err(error) if !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
-                    return Err(error);
+            let traceparent = delivery.job.headers.traceparent.as_deref();
+            match self.queue.reply(to, &result, traceparent).await {
+                Ok(()) => {}
+                Err(error) if error.kind().heals() => return Err(error),
+                Err(error) => {
+                    warn!(job.id = %result.id, to, %error, "a reply is given up: its address takes nothing");
                 }
-                _ => {}
             }
         }
         let settlement = match result.outcome {
@@ -213,5 +218,23 @@ impl Claim {
         };
         self.queue.settle(&[settlement]).await?;
         Ok(())
+    }
+
+    /// Stores how a job ended under a number that pieces do not keep it from, as long as the job is ours:
+    /// those of somebody who gave it back may bear a later one.
+    async fn put_ours(&self, result: &mut JobResult, receipt: &Receipt) -> Result<Stored> {
+        let own = parse_receipt(receipt).0;
+        for tries in 0..RAISED {
+            match self.queue.put(result).await? {
+                Stored::Stale => {}
+                stored => return Ok(stored),
+            }
+            let held = self.queue.extend(std::slice::from_ref(&*own)).await?;
+            if held.first() != Some(&Settled::Held) {
+                break;
+            }
+            result.attempt = result.attempt.saturating_add(1 << tries);
+        }
+        Ok(Stored::Stale)
     }
 }

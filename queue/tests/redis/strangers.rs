@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Cancelled, Delivery, ErrorKind, Failure, JobState, Outcome, Priority, Queue};
+use ebb_queue::{
+    Cancelled, Delivery, ErrorKind, Failure, JobState, OpenOptions, Outcome, PayloadsUrl, Priority,
+    Queue,
+};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use redis::aio::MultiplexedConnection;
@@ -317,4 +320,22 @@ async fn a_purge_misses_nothing_that_falls_due_or_is_read_while_it_goes_on() {
     take(&queue, 1, Duration::ZERO).await;
     steps.try_collect::<Vec<_>>().await.unwrap();
     assert_eq!(queue.depth().await.unwrap().ready, 0);
+}
+
+#[tokio::test]
+async fn a_job_without_its_body_dies_though_its_reply_goes_nowhere() {
+    let server = server("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let payloads = ebb_queue::Payloads::open(&PayloadsUrl::File(folder.path().into())).unwrap();
+    let options = OpenOptions { payloads: Some(payloads), ..OpenOptions::default() };
+    let queue = ebb_queue::open(&url(&server), options).await.unwrap();
+    let mut client = plain(&server).await;
+    tell::<()>(&mut client, &["SET", "mine", "no stream"]).await.unwrap();
+    let body = r#"{"key":"bodies/x","size":1,"sha256":"00"}"#;
+    let mut words = vec!["XADD", "ebb:{jobs}", "*", "ebb-id", "a", "body", body];
+    words.extend(["ebb-body-ref", "bodies/x", "ebb-reply-to", "mine"]);
+    tell::<String>(&mut client, &words).await.unwrap();
+    assert!(take(&queue, 1, Duration::ZERO).await.is_empty());
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight, depth.dead), (0, 0, 1));
 }
