@@ -418,6 +418,38 @@ fn each_job_of_a_wait_that_is_interrupted_is_told_as_it_stands() {
 }
 
 #[test]
+fn a_job_that_is_purged_is_told_and_the_others_are_waited_for() {
+    // The first is followed when the purge comes, the second is not yet.
+    for order in [["purged", "held"], ["held", "purged"]] {
+        let workplace = Workplace::new();
+        let _worker = echo_worker(&workplace, &[]);
+        let held = json!({"id": "held", "body": {"input": "a", "sleep_ms": 5000}});
+        let [_, later] = two_waiting();
+        let purged = json!({"id": "purged", "headers": later["headers"], "body": {"input": "b"}});
+        let jobs = order.map(|id| if id == "held" { &held } else { &purged });
+        let file = workplace.path("jobs.jsonl");
+        std::fs::write(&file, jobs.map(|job| format!("{job}\n")).concat()).unwrap();
+        let args = ["enqueue", "--wait", "--file", file.to_str().unwrap()];
+        let mut waiting = workplace.start(&args);
+        workplace.comes_to("delayed", 1);
+        workplace.comes_to("in_flight", 1);
+        let done = workplace.ebb(&["queue", "purge", "--yes", "--json"]).ok().json();
+        assert_eq!(done["purged"], 1, "{done}");
+        assert_eq!(waiting.ends().code(), Some(1), "{}", waiting.output());
+        let said = waiting.output();
+        let lines = said.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let lines: Vec<Value> = lines.collect();
+        assert_eq!(ids(&lines), order, "{said}");
+        for line in lines {
+            let expected = if line["id"] == "held" { "completed" } else { "failed" };
+            assert_eq!(line["outcome"], expected, "{said}");
+            let told = line["error"].as_str().unwrap_or_default();
+            assert_eq!(told.contains("was purged"), line["id"] == "purged", "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_wait_for_a_job_that_expires_ends_where_nobody_works() {
     let workplace = Workplace::new();
     let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--ttl", "100ms"]);

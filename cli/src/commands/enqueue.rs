@@ -138,8 +138,8 @@ on standard input too. A pipe may have none: what comes later is not enqueued, a
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
 outcome (completed, failed or cancelled), attempt, finished_at, queue (whose worker answered), and
-body, or error and its kind. A failed job exits with 1, and so does one that expired or was
-cancelled. After --timeout, Ctrl-C or an outage each of the other jobs is printed as it stands,
+body, or error and its kind. A failed job exits with 1, and so does one that expired, was cancelled
+or purged. After --timeout, Ctrl-C or an outage each of the other jobs is printed as it stands,
 those that are open with the outcome waiting.
 
 Where the queue does not say whether jobs are stored, as in an outage, their ids are told: send them
