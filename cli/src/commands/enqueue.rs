@@ -286,7 +286,7 @@ async fn enqueue_lines(
             publish(target, jobs, enqueued, stop, (args.waits(), output)).await?;
         }
         bad.map_or(Ok(()), Err)?;
-        if enqueued.unread && !input.has_end {
+        if enqueued.reader.is_gone && !input.has_end {
             let next = tokio::time::timeout(MOMENT, lines.next()).await;
             let told =
                 "nobody reads the ids, and what else comes on standard input is not enqueued";
@@ -338,6 +338,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::output::Reader;
 
     #[derive(Debug, Parser)]
     struct Fake {
@@ -352,7 +353,8 @@ mod tests {
         let args = Fake::parse_from(["enqueue", "--queue", &url, "-"]).args;
         let queue = args.queue.open().await.unwrap();
         let target = Target { name: "jobs", queue: &queue, spread: None };
-        let mut enqueued = Enqueued { unread: true, ..Enqueued::default() };
+        let reader = Reader { is_gone: true };
+        let mut enqueued = Enqueued { reader, ..Enqueued::default() };
         let told = (&mut enqueued, Output { json: false });
         let stop = CancellationToken::new();
         let fed = enqueue_lines(target, Input { lines, has_end }, &args, told, &stop);

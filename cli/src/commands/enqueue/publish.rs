@@ -1,6 +1,5 @@
 //! Batches of jobs on their way to the queue, and what is known of those that are there.
 
-use std::io;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{interrupted, usage};
-use crate::output::{Output, grouped, note};
+use crate::output::{Output, Reader, grouped, note};
 use crate::results::{Awaited, Expiry};
 use crate::spread::Spread;
 use crate::trace::publication;
@@ -60,22 +59,8 @@ pub(super) struct Enqueued {
     /// With --wait, what is waited for; else the ids are printed and forgotten.
     pub(super) jobs: Vec<Awaited>,
     pub(super) traces: Traces,
-    /// Whoever read the ids has seen enough of them.
-    pub(super) unread: bool,
-}
-
-impl Enqueued {
-    /// Prints as long as somebody reads. After that the jobs are still to be enqueued:
-    /// `ebb enqueue --file jobs.jsonl | head`.
-    fn print(&mut self, print: impl FnOnce() -> Result<()>) -> Result<()> {
-        if self.unread {
-            return Ok(());
-        }
-        let printed = print();
-        let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-        self.unread = matches!(&printed, Err(error) if error.downcast_ref().is_some_and(is_broken));
-        if self.unread { Ok(()) } else { printed }
-    }
+    /// Of the ids.
+    pub(super) reader: Reader,
 }
 
 pub(super) async fn publish(
@@ -110,9 +95,9 @@ pub(super) async fn publish(
             (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
             (false, true) => {
                 let line = json!({ "id": job.id, "duplicate": job.duplicate });
-                enqueued.print(|| output.json(&line))?;
+                enqueued.reader.print(|| output.json(&line))?;
             }
-            (false, false) => enqueued.print(|| output.line(job.id.as_str()))?,
+            (false, false) => enqueued.reader.print(|| output.line(job.id.as_str()))?,
         }
     }
     Ok(())
@@ -231,15 +216,6 @@ mod tests {
             let target = Target { name: "jobs", queue, spread: None };
             assert_eq!(target.refuses_all(n_jobs).await, is_of_all, "{n_jobs}");
         }
-    }
-
-    #[test]
-    fn who_reads_no_more_ids_stops_the_printing_alone() {
-        let fails = |kind| move || Err(io::Error::from(kind).into());
-        let mut enqueued = Enqueued::default();
-        assert!(enqueued.print(fails(io::ErrorKind::StorageFull)).is_err());
-        assert!(enqueued.print(fails(io::ErrorKind::BrokenPipe)).is_ok());
-        enqueued.print(|| unreachable!("nobody reads it")).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
