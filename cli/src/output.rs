@@ -205,6 +205,14 @@ impl Live {
         self.told = Some(Instant::now());
     }
 
+    /// Shows this now, whatever was shown a moment ago.
+    pub(crate) fn tell(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => note(text),
+        }
+    }
+
     /// A line above, which stays.
     pub(crate) fn note(&self, text: &str) {
         match &self.bar {
