@@ -354,6 +354,11 @@ fn a_queue_that_its_first_job_makes_is_told_and_may_be_forbidden() {
     assert!(made.stderr.contains("made queue jobs"), "{made}");
     let again = workplace.ebb(&["enqueue", "a", "--no-create"]).ok();
     assert_eq!(again.stderr, "");
+    // A slip in the name of the queue where the answers of a split are found.
+    let slip = workplace.queue() + "&queue=jbos";
+    let split = ["enqueue", "a", "--split", "jobs=1", "--queue", &slip];
+    let made = workplace.ebb(&split).ok();
+    assert_eq!(made.stderr.matches("made queue jbos").count(), 1, "{made}");
 }
 
 #[test]

@@ -198,11 +198,8 @@ async fn enqueue(
     let place = (&args.queue, args.missing());
     let spread = Spread::new(place, &args.split, args.split_by).await?;
     let url = args.queue.url()?;
-    let queue = match &spread {
-        // Only looked at for results: what is made is where the jobs go.
-        Some(_) => args.queue.open_at(&url, args.missing()).await?,
-        None => args.queue.open_or_make(&url, args.missing()).await?,
-    };
+    // With a split it has the records of where the jobs went, and is asked for their results.
+    let queue = args.queue.open_or_make(&url, args.missing()).await?;
     let target = Target { name: &url.queue, queue: &queue, spread: spread.as_ref() };
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
