@@ -70,9 +70,11 @@ pub(super) async fn publish(
     stop: &CancellationToken,
     (wait, output): (bool, Output),
 ) -> Result<()> {
-    let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
+    let mut spans: Vec<Span> =
+        jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
     let sent: Vec<Awaited> = jobs.iter().map(Awaited::of).collect();
     let Some(published) = confirmed(target.publish(jobs), stop).await else {
+        spans.iter_mut().for_each(Span::fail);
         // Who knows the ids can ask again, and may send the same jobs again.
         sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
         return Err(interrupted("interrupted while the queue did not answer"));
@@ -80,6 +82,7 @@ pub(super) async fn publish(
     let published = match published {
         Ok(published) => published,
         Err(error) => {
+            spans.iter_mut().for_each(Span::fail);
             let is_of_all = target.refuses_all(sent.len()).await;
             return Err(unless_refused(error, &sent, is_of_all));
         }
