@@ -54,7 +54,7 @@ impl Spread {
         Ok(Some(spread))
     }
 
-    /// Refuses jobs whose keys would hold in one queue and be new in another.
+    /// See [`check_keys`].
     ///
     /// # Errors
     /// Names the job and the remedy.
@@ -110,8 +110,12 @@ impl Spread {
     }
 }
 
-/// A queue knows the keys of its own jobs alone, so jobs of one key must go to one queue.
-fn check_keys(by: By, jobs: &[Job]) -> Result<()> {
+/// Refuses jobs whose keys would hold in one queue and be new in another: a queue knows the keys of its
+/// own jobs alone, so jobs of one key must go to one queue.
+///
+/// # Errors
+/// Names the job and the remedy.
+pub(crate) fn check_keys(by: By, jobs: &[Job]) -> Result<()> {
     let keyed = jobs.iter().find(|job| by != By::Key && job.headers.key.is_some());
     let Some(job) = keyed else { return Ok(()) };
     Err(usage(format!(

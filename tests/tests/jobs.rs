@@ -567,6 +567,25 @@ fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
 }
 
 #[test]
+fn a_file_is_enqueued_in_less_memory_than_it_has_bytes() {
+    const N_JOBS: usize = 4096;
+    let workplace = Workplace::new();
+    let file = workplace.path("jobs.jsonl");
+    let line = format!("{{\"input\": \"{}\"}}\n", "x".repeat(32 << 10));
+    std::fs::write(&file, line.repeat(N_JOBS)).unwrap();
+    let mut waiting = workplace.start(&["enqueue", "--wait", "--file", file.to_str().unwrap()]);
+    workplace.comes_to("ready", N_JOBS as u64);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", waiting.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    assert!(peak() < line.len() * N_JOBS, "{} bytes", peak());
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.ends().code(), Some(130));
+}
+
+#[test]
 fn lines_before_a_bad_one_on_standard_input_are_enqueued_and_said() {
     let workplace = Workplace::new();
     let lines = "\"a\"\n\"b\"\n{bad\n\"c\"\n";
