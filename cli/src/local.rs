@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use ebb_queue::{Depth, Phase, Queue, QueueUrl, WorkerStatus};
 use ebb_scaler::{Scaler, ScalerArgs};
+use ebb_telemetry::Stop;
 use futures::future::join_all;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,7 +21,7 @@ use crate::autoscaler::hpa::{HpaPolicy, Rules};
 use crate::autoscaler::keda::ExecutorPolicy;
 use crate::autoscaler::object::ObjectPolicy;
 use crate::meter::{Counters, Meter, Rates};
-use crate::output::{grouped, seconds};
+use crate::output::{grouped, note, seconds};
 use crate::pool;
 
 /// How long a metrics page may take.
@@ -31,6 +32,9 @@ const WINDOW: Duration = Duration::from_secs(4);
 
 /// How often the scaler looks at a busy queue; on one machine a look costs little.
 const REFRESH: Duration = Duration::from_millis(250);
+
+/// What is said while workers finish what they hold.
+pub(crate) const FINISHING: &str = "finishing what is held; once more Ctrl-C kills the workers";
 
 /// How the system is run.
 #[derive(Debug, Clone)]
@@ -143,6 +147,21 @@ impl Local {
             ended = ended.and(end.with_context(|| format!("the {name} failed")));
         }
         ended
+    }
+}
+
+/// Waits for the end of all parts; none where somebody does not want to wait for it. The workers are
+/// killed then, with the process.
+pub(crate) async fn unless_hurried<T>(
+    ending: impl Future<Output = T>,
+    stop: &mut Stop,
+) -> Option<T> {
+    tokio::select! {
+        ended = ending => Some(ended),
+        () = stop.wait() => {
+            note("killed; what was held comes back when its leases end");
+            None
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use ebb_queue::{
-    Address, INLINE_LIMIT, Missing, OpenOptions, Payloads, PayloadsUrl, Queue, QueueUrl, Results,
-    TypedUrl, read_span,
+    Address, INLINE_LIMIT, Missing, Moved, OpenOptions, Payloads, PayloadsUrl, Queue, QueueUrl,
+    Results, TypedUrl, read_span,
 };
 
 use crate::exit::usage;
@@ -117,21 +117,20 @@ impl QueueArgs {
     /// When nothing answers there, or it is missing and that is not allowed.
     pub(crate) async fn open_or_make(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
         let results = self.results(url, missing).await?;
-        let lacks_queue =
-            |error: &anyhow::Error| error.downcast_ref().is_some_and(ebb_queue::Error::lacks_queue);
-        let found = self.open_over(url, Missing::Refuse, results.clone()).await;
-        let was_there = match &found {
-            Err(error) if missing == Missing::Create && lacks_queue(error) => false,
-            // RabbitMQ cannot be asked for all that a queue is made of: what it lacks is made unseen.
-            Ok(_) if missing == Missing::Create && matches!(url.address, Address::Amqp(_)) => true,
-            _ => return found,
+        let open = async |missing| self.open_over(url, missing, results.clone()).await;
+        found_or_made(url, missing, open).await
+    }
+
+    /// The same with nothing but the queue itself, which shows the records of jobs that have gone on.
+    ///
+    /// # Errors
+    /// When nothing answers there, or it is missing and that is not allowed.
+    pub(crate) async fn records(&self, url: &QueueUrl, missing: Missing) -> Result<Queue> {
+        let open = async |missing| {
+            let options = OpenOptions { moved: Moved::Show, ..self.options(missing) };
+            ebb_queue::open(url, options).await.context("cannot open the queue")
         };
-        drop(found);
-        let made = self.open_over(url, missing, results).await?;
-        if !was_there {
-            note(format!("made queue {}, {}", url.queue, what_it_lacked(&url.address)));
-        }
-        Ok(made)
+        found_or_made(url, missing, open).await
     }
 
     /// The store of answers, where it is another than this queue.
@@ -166,6 +165,29 @@ impl QueueArgs {
         let options = OpenOptions { results, payloads, ..self.options(missing) };
         ebb_queue::open(url, options).await.context("cannot open the queue")
     }
+}
+
+/// Opens a queue, and says so where it had to be made.
+async fn found_or_made(
+    url: &QueueUrl,
+    missing: Missing,
+    open: impl AsyncFn(Missing) -> Result<Queue>,
+) -> Result<Queue> {
+    let lacks_queue =
+        |error: &anyhow::Error| error.downcast_ref().is_some_and(ebb_queue::Error::lacks_queue);
+    let found = open(Missing::Refuse).await;
+    let was_there = match &found {
+        Err(error) if missing == Missing::Create && lacks_queue(error) => false,
+        // RabbitMQ cannot be asked for all that a queue is made of: what it lacks is made unseen.
+        Ok(_) if missing == Missing::Create && matches!(url.address, Address::Amqp(_)) => true,
+        _ => return found,
+    };
+    drop(found);
+    let made = open(missing).await?;
+    if !was_there {
+        note(format!("made queue {}, {}", url.queue, what_it_lacked(&url.address)));
+    }
+    Ok(made)
 }
 
 /// Why a queue was made, as far as its broker tells: where it is made of several parts, some may have been

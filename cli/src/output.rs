@@ -1,6 +1,6 @@
 //! All that the binary says: results on standard output, everything else on standard error.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -41,6 +41,30 @@ impl Output {
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(bytes)?;
         Ok(stdout.flush()?)
+    }
+}
+
+/// Whoever reads the lines of a command that works on whether they are read or not: behind `| head`
+/// they have seen enough before the end.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    pub(crate) is_gone: bool,
+}
+
+impl Reader {
+    /// Prints as long as somebody reads.
+    ///
+    /// # Errors
+    /// When it cannot be printed for another reason.
+    pub(crate) fn print(&mut self, print: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.is_gone {
+            return Ok(());
+        }
+        let printed = print();
+        let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        self.is_gone =
+            matches!(&printed, Err(error) if error.downcast_ref().is_some_and(is_broken));
+        if self.is_gone { Ok(()) } else { printed }
     }
 }
 
@@ -181,6 +205,14 @@ impl Live {
         self.told = Some(Instant::now());
     }
 
+    /// Shows this now, whatever was shown a moment ago.
+    pub(crate) fn tell(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => note(text),
+        }
+    }
+
     /// A line above, which stays.
     pub(crate) fn note(&self, text: &str) {
         match &self.bar {
@@ -280,6 +312,15 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_reads_no_more_lines_stops_the_printing_alone() {
+        let fails = |kind| move || Err(io::Error::from(kind).into());
+        let mut reader = Reader::default();
+        assert!(reader.print(fails(io::ErrorKind::StorageFull)).is_err());
+        assert!(reader.print(fails(io::ErrorKind::BrokenPipe)).is_ok());
+        reader.print(|| unreachable!("nobody reads it")).unwrap();
+    }
 
     #[test]
     fn numbers_are_grouped_by_thousands() {

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ebb_queue::claim::lies_elsewhere;
 use ebb_queue::{
-    DeadLetter, Failure, FailureKind, Frame, Job, JobId, JobResult, Outcome, Queue, STATUS_TTL,
-    Timestamp,
+    DeadLetter, ErrorKind, Failure, FailureKind, Frame, Job, JobId, JobResult, JobState, Outcome,
+    Queue, STATUS_TTL, Timestamp,
 };
 use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::output::note;
 
 /// What is said of a job whose result cannot come any more.
 pub(crate) const GONE: &str = "was purged, or forgotten by its queue, before it had a result";
@@ -21,6 +23,10 @@ const SOON: Duration = Duration::from_millis(100);
 /// The pauses between further looks, from the first to the longest: a worker may hold the job, and
 /// on RabbitMQ each look goes through all dead letters.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// How long who follows a job goes without asking whether it is still there: of one that was purged
+/// before anybody followed it, nobody is told.
+const STILL_THERE: Duration = Duration::from_secs(10);
 
 /// Results that are asked for at the same time, and how long the queue has to tell all of them.
 const AT_ONCE: usize = 64;
@@ -51,18 +57,59 @@ impl Awaited {
     }
 }
 
-/// Waits for the result of a job, or until it is a dead letter without one.
+/// What became of a job that was published.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Answer {
+    /// Its result, or what its dead letter says.
+    Result(JobResult),
+    /// None, and none can come: it was purged, or its queue has forgotten it.
+    Gone,
+}
+
+/// Waits until it is known what became of a job that was published.
 ///
 /// # Errors
-/// When the queue does not answer, or has forgotten the job.
-pub(crate) async fn result_of(queue: &Queue, job: &Awaited) -> Result<JobResult> {
-    let id = &job.id;
-    let result = tokio::select! {
+/// When the queue does not answer.
+pub(crate) async fn answer_of(queue: &Queue, job: &Awaited) -> Result<Answer> {
+    tokio::select! {
         biased;
-        result = result_unless_forgotten(queue, id) => result?,
-        result = death(queue, id, job.expiry) => Some(result),
-    };
-    result.with_context(|| format!("{id} {GONE}"))
+        answer = answer_unless_dead(queue, &job.id) => answer,
+        result = death(queue, &job.id, job.expiry) => Ok(Answer::Result(result)),
+    }
+}
+
+async fn answer_unless_dead(queue: &Queue, id: &JobId) -> Result<Answer> {
+    let mut followed = std::pin::pin!(followed(queue, id));
+    loop {
+        if let Some(answer) = answer_now(queue, id).await? {
+            return Ok(answer);
+        }
+        if let Ok(result) = tokio::time::timeout(STILL_THERE, &mut followed).await {
+            return Ok(result?.map_or(Answer::Gone, Answer::Result));
+        }
+    }
+}
+
+/// What became of a job that was published, if that is known by now.
+async fn answer_now(queue: &Queue, id: &JobId) -> ebb_queue::Result<Option<Answer>> {
+    if let Some(result) = queue.get(id).await? {
+        return Ok(Some(Answer::Result(result)));
+    }
+    let state = unless_denied(queue.state(id).await)?;
+    Ok((state == Some(JobState::Unknown)).then_some(Answer::Gone))
+}
+
+/// What was found among the jobs: who may read results need not be one who may look there.
+pub(crate) fn unless_denied<T>(
+    found: ebb_queue::Result<Option<T>>,
+) -> ebb_queue::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == ErrorKind::Denied => {
+            tracing::debug!(%error, "the jobs could not be looked at");
+            Ok(None)
+        }
+        found => found,
+    }
 }
 
 /// Returns once the job is a dead letter. An expired job gets its result from whoever receives
@@ -129,9 +176,10 @@ fn failed(letter: DeadLetter) -> JobResult {
     }
 }
 
-/// The results that are there now; none where the queue does not answer soon.
-pub(crate) async fn results_now(queue: &Queue, jobs: &[Awaited]) -> Vec<Option<JobResult>> {
-    let mut found = Vec::with_capacity(jobs.len());
+/// What is known now of jobs that were published; nothing where the queue does not answer soon, and
+/// of a job whose result cannot be read.
+pub(crate) async fn answers_now(queue: &Queue, jobs: &[Awaited]) -> Vec<Option<Answer>> {
+    let (mut found, mut unread) = (Vec::with_capacity(jobs.len()), Vec::new());
     let now = Timestamp::now();
     let is_late = |job: &&Awaited| matches!(job.expiry, Expiry::At(deadline) if deadline <= now);
     let asked = async {
@@ -139,12 +187,21 @@ pub(crate) async fn results_now(queue: &Queue, jobs: &[Awaited]) -> Vec<Option<J
             // One look gives all that are expired their results.
             queue.show(&late.id).await.ok();
         }
-        let mut answers = stream::iter(jobs).map(|job| queue.get(&job.id)).buffered(AT_ONCE);
-        while let Some(Ok(result)) = answers.next().await {
-            found.push(result);
+        let answers = stream::iter(jobs).map(|job| answer_now(queue, &job.id));
+        let mut answers = answers.buffered(AT_ONCE);
+        while let Some(answer) = answers.next().await {
+            // Of one that cannot be read nothing is said of those behind it.
+            found.push(answer.unwrap_or_else(|error| {
+                unread.push((found.len(), error));
+                None
+            }));
         }
     };
     tokio::time::timeout(PATIENCE, asked).await.ok();
+    if let [(nth, error), ..] = &unread[..] {
+        let (n_unread, id) = (unread.len(), &jobs[*nth].id);
+        note(format!("{n_unread} results cannot be read, the first that of {id}: {error}"));
+    }
     found.resize(jobs.len(), None);
     found
 }
@@ -157,9 +214,14 @@ pub(crate) async fn result_unless_forgotten(
     queue: &Queue,
     id: &JobId,
 ) -> Result<Option<JobResult>> {
-    if let Some(result) = queue.get(id).await? {
-        return Ok(Some(result));
+    match queue.get(id).await? {
+        None => followed(queue, id).await,
+        found => Ok(found),
     }
+}
+
+/// The result that ends what a job says; none when it ends without.
+async fn followed(queue: &Queue, id: &JobId) -> Result<Option<JobResult>> {
     let mut frames = queue.follow(id, 0).await?;
     while let Some(frame) = frames.next().await {
         if let Frame::Final(result) = frame? {
@@ -221,6 +283,12 @@ impl<'a> Line<'a> {
         }
     }
 
+    /// What stands for a result that cannot come any more.
+    pub(crate) fn gone(id: &'a JobId) -> Self {
+        let (kind, error) = (Some(FailureKind::Other), Some(GONE));
+        Self { outcome: "failed", kind, error, ..Self::waiting(id) }
+    }
+
     /// What stands for a result that did not come in time.
     pub(crate) fn waiting(id: &'a JobId) -> Self {
         Self {
@@ -248,7 +316,7 @@ pub(crate) fn body_of(body: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::{JSON, QueueUrl};
+    use ebb_queue::{JSON, OpenOptions, Payloads, QueueUrl};
 
     use super::*;
 
@@ -284,8 +352,10 @@ mod tests {
         let job = publish(&queue, "late", Some("20ms")).await;
         let of_another = Awaited { expiry: Expiry::Unknown, ..job.clone() };
         for job in [job, of_another] {
-            let result = tokio::time::timeout(Duration::from_secs(30), result_of(&queue, &job));
-            let result = result.await.expect("it ends").unwrap();
+            let result = tokio::time::timeout(Duration::from_secs(30), answer_of(&queue, &job));
+            let Answer::Result(result) = result.await.expect("it ends").unwrap() else {
+                panic!("it is there");
+            };
             assert_eq!((result.id, result.outcome), (job.id, expired()));
         }
     }
@@ -325,9 +395,67 @@ mod tests {
         ];
         let done = complete(&queue, &jobs[1]).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
-        let found = results_now(&queue, &jobs).await;
-        assert_eq!([&found[0], &found[1], &found[3]], [&None, &Some(done), &None]);
-        assert_eq!(found[2].as_ref().unwrap().outcome, expired());
+        let found = answers_now(&queue, &jobs).await;
+        let done = Some(Answer::Result(done));
+        assert_eq!([&found[0], &found[1], &found[3]], [&None, &done, &None]);
+        assert!(matches!(&found[2], Some(Answer::Result(late)) if late.outcome == expired()));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_was_purged_before_anybody_followed_it_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let job = publish(&queue, "purged", None).await;
+        let mut steps = queue.purge_waiting().await.unwrap();
+        while let Some(step) = steps.next().await {
+            step.unwrap();
+        }
+        let open = publish(&queue, "open", None).await;
+        let answer = tokio::time::timeout(Duration::from_secs(30), answer_of(&queue, &job));
+        assert_eq!(answer.await.expect("it ends").unwrap(), Answer::Gone);
+        assert_eq!(answers_now(&queue, &[job, open]).await, [Some(Answer::Gone), None]);
+    }
+
+    /// The store of answers of a queue, and the queue.
+    async fn queue_with_store(folder: &std::path::Path) -> (std::path::PathBuf, Queue) {
+        let store = folder.join("store");
+        let url = format!("file://{}", store.display()).parse().unwrap();
+        let mut payloads = Payloads::open(&url).unwrap();
+        payloads.inline = 1;
+        let options = OpenOptions { payloads: Some(payloads), ..OpenOptions::default() };
+        let url = QueueUrl::sqlite(folder.join("queue.db"));
+        (store, ebb_queue::open(&url, options).await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_result_that_cannot_be_read_hides_none_of_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, queue) = queue_with_store(folder.path()).await;
+        let mut jobs = Vec::new();
+        for id in ["unreadable", "read"] {
+            jobs.push(publish(&queue, id, None).await);
+        }
+        complete(&queue, &jobs[0]).await;
+        // No file can be read where a link leads to itself.
+        for answer in std::fs::read_dir(store.join("results")).unwrap() {
+            let path = answer.unwrap().path();
+            std::fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(&path, &path).unwrap();
+        }
+        let read = Some(Answer::Result(complete(&queue, &jobs[1]).await));
+        assert!(queue.get(&jobs[0].id).await.is_err());
+        assert_eq!(answers_now(&queue, &jobs).await, [None, read]);
+    }
+
+    #[test]
+    fn a_look_at_the_jobs_that_fails_is_no_answer_unless_it_is_denied() {
+        use ErrorKind::{Denied, Full, Incompatible, Internal, Invalid, Unavailable};
+        assert_eq!(unless_denied(Ok(Some(5))).unwrap(), Some(5));
+        let looked = |kind| unless_denied::<u8>(Err(ebb_queue::Error::new(kind, "words")));
+        assert_eq!(looked(Denied).unwrap(), None);
+        for kind in [Full, Incompatible, Internal, Invalid, Unavailable] {
+            assert_eq!(looked(kind).unwrap_err().kind(), kind);
+        }
     }
 
     fn check(outcome: Outcome, expected: &str) {
@@ -361,6 +489,10 @@ mod tests {
         let id = "job-1".parse().unwrap();
         let waiting = serde_json::to_string(&Line::waiting(&id)).unwrap();
         assert_eq!(waiting, r#"{"id":"job-1","outcome":"waiting","error":"no result yet"}"#);
+        let gone = serde_json::to_string(&Line::gone(&id)).unwrap();
+        let told =
+            format!(r#"{{"id":"job-1","outcome":"failed","kind":"other","error":"{GONE}"}}"#);
+        assert_eq!(gone, told);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use ebb_queue::{Job, Missing, Moved, OpenOptions, Published, Queue, Timestamp};
+use ebb_queue::{Job, Missing, Published, Queue, Timestamp};
 use ebb_split::{By, Place, Share, Weights, keeps_records, place};
 use futures::future::try_join_all;
 
@@ -42,14 +42,8 @@ impl Spread {
             let words = format!("--split: {} is the queue of --queue; name others", url.queue);
             return Err(usage(words));
         }
-        let records = if keeps_records(&url) {
-            let connect_timeout = args.connect_timeout;
-            let moved = Moved::Show;
-            let options = OpenOptions { connect_timeout, missing, moved, ..OpenOptions::default() };
-            Some(ebb_queue::open(&url, options).await.context("cannot open the queue")?)
-        } else {
-            None
-        };
+        let records =
+            if keeps_records(&url) { Some(args.records(&url, missing).await?) } else { None };
         let (queues, args) = (BTreeMap::new(), args.clone());
         let mut spread = Self { weights, by, records, queues, args, missing };
         let names: Vec<String> = spread.weights.queues().map(str::to_owned).collect();
@@ -60,7 +54,7 @@ impl Spread {
         Ok(Some(spread))
     }
 
-    /// Refuses jobs whose keys would hold in one queue and be new in another.
+    /// See [`check_keys`].
     ///
     /// # Errors
     /// Names the job and the remedy.
@@ -116,8 +110,12 @@ impl Spread {
     }
 }
 
-/// A queue knows the keys of its own jobs alone, so jobs of one key must go to one queue.
-fn check_keys(by: By, jobs: &[Job]) -> Result<()> {
+/// Refuses jobs whose keys would hold in one queue and be new in another: a queue knows the keys of its
+/// own jobs alone, so jobs of one key must go to one queue.
+///
+/// # Errors
+/// Names the job and the remedy.
+pub(crate) fn check_keys(by: By, jobs: &[Job]) -> Result<()> {
     let keyed = jobs.iter().find(|job| by != By::Key && job.headers.key.is_some());
     let Some(job) = keyed else { return Ok(()) };
     Err(usage(format!(

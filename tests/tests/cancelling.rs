@@ -1,6 +1,8 @@
 //! Cancelling a job, on the command line and with a real worker process.
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::process::Stdio;
+
 use e2e::{Process, Workplace, wait_for};
 use serde_json::json;
 
@@ -34,6 +36,23 @@ fn a_job_that_waits_is_cancelled_before_any_worker_is_there() {
     assert_eq!(result.status.code(), Some(1), "{result}");
     assert_eq!(result.json()["outcome"], "cancelled", "{result}");
     assert_eq!(workplace.ebb(&["dlq", "list", "--json"]).ok().json(), json!([]));
+}
+
+#[test]
+fn jobs_are_cancelled_to_the_last_though_nobody_reads_of_them() {
+    let workplace = Workplace::new();
+    let jobs = ["a", "b", "c"];
+    for id in jobs {
+        enqueue(&workplace, id, &json!({ "input": id }));
+    }
+    for (ids, code) in [(&jobs[..], 0), (&["nobody-knows", "a"], 66)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut cancel = workplace.command("ebb", &[&["cancel"], ids].concat());
+        let status = cancel.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null()).status();
+        assert_eq!(status.unwrap().code(), Some(code), "{ids:?}");
+        assert_eq!(workplace.depth()["ready"], 0, "{ids:?}");
+    }
 }
 
 #[test]

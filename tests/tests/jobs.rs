@@ -354,6 +354,11 @@ fn a_queue_that_its_first_job_makes_is_told_and_may_be_forbidden() {
     assert!(made.stderr.contains("made queue jobs"), "{made}");
     let again = workplace.ebb(&["enqueue", "a", "--no-create"]).ok();
     assert_eq!(again.stderr, "");
+    // A slip in the name of the queue where the answers of a split are found.
+    let slip = workplace.queue() + "&queue=jbos";
+    let split = ["enqueue", "a", "--split", "jobs=1", "--queue", &slip];
+    let made = workplace.ebb(&split).ok();
+    assert_eq!(made.stderr.matches("made queue jbos").count(), 1, "{made}");
 }
 
 #[test]
@@ -418,6 +423,38 @@ fn each_job_of_a_wait_that_is_interrupted_is_told_as_it_stands() {
 }
 
 #[test]
+fn a_job_that_is_purged_is_told_and_the_others_are_waited_for() {
+    // The first is followed when the purge comes, the second is not yet.
+    for order in [["purged", "held"], ["held", "purged"]] {
+        let workplace = Workplace::new();
+        let _worker = echo_worker(&workplace, &[]);
+        let held = json!({"id": "held", "body": {"input": "a", "sleep_ms": 5000}});
+        let [_, later] = two_waiting();
+        let purged = json!({"id": "purged", "headers": later["headers"], "body": {"input": "b"}});
+        let jobs = order.map(|id| if id == "held" { &held } else { &purged });
+        let file = workplace.path("jobs.jsonl");
+        std::fs::write(&file, jobs.map(|job| format!("{job}\n")).concat()).unwrap();
+        let args = ["enqueue", "--wait", "--file", file.to_str().unwrap()];
+        let mut waiting = workplace.start(&args);
+        workplace.comes_to("delayed", 1);
+        workplace.comes_to("in_flight", 1);
+        let done = workplace.ebb(&["queue", "purge", "--yes", "--json"]).ok().json();
+        assert_eq!(done["purged"], 1, "{done}");
+        assert_eq!(waiting.ends().code(), Some(1), "{}", waiting.output());
+        let said = waiting.output();
+        let lines = said.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let lines: Vec<Value> = lines.collect();
+        assert_eq!(ids(&lines), order, "{said}");
+        for line in lines {
+            let expected = if line["id"] == "held" { "completed" } else { "failed" };
+            assert_eq!(line["outcome"], expected, "{said}");
+            let told = line["error"].as_str().unwrap_or_default();
+            assert_eq!(told.contains("was purged"), line["id"] == "purged", "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_wait_for_a_job_that_expires_ends_where_nobody_works() {
     let workplace = Workplace::new();
     let late = workplace.ebb(&["enqueue", "anyone?", "--wait", "--ttl", "100ms"]);
@@ -461,7 +498,10 @@ fn flags_that_contradict_each_other_end_with_the_code_of_wrong_flags() {
         (&["scaler", "--otlp-endpoint", "nowhere at all"], "--otlp-endpoint"),
         (&["split", "--to", "a=0"], "no queue has a weight above 0"),
         (&["--log-level", "debg", "queue", "depth"], "use error, warn, info"),
+        (&["scaler", "check", "--scaledobject", "missing.yaml"], "missing.yaml: cannot be read"),
         (&["scaler", "conformance", "--address", "http://a:6000"], "write HOST:PORT"),
+        (&["scaler", "conformance", "--address", "a:6000", "--ca", "missing.pem"], "missing.pem"),
+        (&["worker", "warm", "--model", "missing"], "missing: no such directory"),
         (&["model", "info", "sentinel"], "comes with ebb"),
         (&["enqueue", r#"{"input":"x""#], "send it as a text"),
         (&["enqueue", "a", "--wait", "--queue", amqp], "--results is missing"),
@@ -524,6 +564,25 @@ fn a_mistake_is_told_with_its_remedy_and_nothing_is_enqueued() {
     let ran = workplace.ebb(&["enqueue", "x", "--queue", "mysql://host"]);
     assert_eq!(ran.status.code(), Some(2), "{ran}");
     assert!(ran.stderr.contains("sqlite:PATH"), "{ran}");
+}
+
+#[test]
+fn a_file_is_enqueued_in_less_memory_than_it_has_bytes() {
+    const N_JOBS: usize = 4096;
+    let workplace = Workplace::new();
+    let file = workplace.path("jobs.jsonl");
+    let line = format!("{{\"input\": \"{}\"}}\n", "x".repeat(32 << 10));
+    std::fs::write(&file, line.repeat(N_JOBS)).unwrap();
+    let mut waiting = workplace.start(&["enqueue", "--wait", "--file", file.to_str().unwrap()]);
+    workplace.comes_to("ready", N_JOBS as u64);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", waiting.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    assert!(peak() < line.len() * N_JOBS, "{} bytes", peak());
+    waiting.signal(Signal::SIGINT);
+    assert_eq!(waiting.ends().code(), Some(130));
 }
 
 #[test]

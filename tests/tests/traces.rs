@@ -70,6 +70,26 @@ async fn one_trace_leads_from_enqueue_through_the_queue_to_the_settled_job() {
     assert!(!format!("{spans:?}").contains("hunter2"));
 }
 
+#[tokio::test]
+async fn the_spans_of_jobs_that_a_full_queue_refuses_say_that_they_failed() {
+    let spans = exported(async || {
+        let workplace = Workplace::new();
+        let collector = Collector::start().unwrap();
+        let full = workplace.queue() + "&max_ready=1";
+        let enqueue = |text: &str| {
+            let args = ["enqueue", text, "--queue", &full];
+            run(&mut ebb(&workplace, &collector.url(), &args), "")
+        };
+        let taken = enqueue("one").ok();
+        let refused = enqueue("two");
+        assert_eq!(refused.status.code(), Some(69), "{refused}");
+        (format!("{taken}\n{refused}"), collector.spans())
+    })
+    .await;
+    let failed: Vec<bool> = of(&spans, "ebb", "enqueue").iter().map(|span| span.failed).collect();
+    assert_eq!(failed, [false, true], "{spans:#?}");
+}
+
 /// The traces that the log lines of two jobs name, of which the first was led here; and the trace
 /// that began with the second's span, where spans are exported.
 async fn traces_in_the_log(with_collector: bool) -> ([Option<String>; 2], Option<String>) {

@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
 use e2e::{Process, Workplace, processes_that_mention, wait_for};
 use ebb_servers::{Redis, RedisOptions};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// The system with the model that returns its input, quick to sleep again.
@@ -142,6 +147,41 @@ fn kill_9_leaves_no_worker_behind_and_loses_no_job() {
 }
 
 #[test]
+fn ctrl_c_ends_the_system_while_its_model_is_fetched() {
+    let workplace = Workplace::new();
+    // A hub that takes connections and never answers.
+    let hub = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = workplace.command("ebb", &["up"]);
+    command.env("HF_ENDPOINT", format!("http://{}", hub.local_addr().unwrap()));
+    let mut up = Process::start(&mut command);
+    up.says("that it fetches", |said| said.find("fetching"));
+    let signalled = Instant::now();
+    up.signal(Signal::SIGINT);
+    assert_eq!(up.ends().signal(), Some(Signal::SIGINT as i32), "{}", up.output());
+    assert!(signalled.elapsed() < Duration::from_secs(5), "{:?}", signalled.elapsed());
+}
+
+#[test]
+fn a_demo_that_is_interrupted_says_what_it_waits_for_and_a_second_ctrl_c_ends_that() {
+    let workplace = Workplace::new();
+    let args = ["demo", "--model", "echo", "--jobs", "50000", "--max-replicas", "1"];
+    let mut command = workplace.command("ebb", &args);
+    let mut demo = Process::start(command.env("TMPDIR", workplace.folder()));
+    demo.says("that a worker runs", |said| said.find("replicas 1/1"));
+    let [worker] = workers(&workplace, &demo)[..] else { panic!("{}", demo.output()) };
+    // One that is stopped where it is heeds no SIGTERM.
+    kill(Pid::from_raw(worker.try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    demo.signal(Signal::SIGINT);
+    demo.says("what it waits for", |said| said.find("finishing what is held"));
+    let hurried = Instant::now();
+    demo.signal(Signal::SIGINT);
+    assert_eq!(demo.ends().code(), Some(130), "{}", demo.output());
+    // A worker has 40 seconds.
+    assert!(hurried.elapsed() < Duration::from_secs(20), "{:?}", hurried.elapsed());
+    wait_for("the worker's end", || workers(&workplace, &demo).is_empty().then_some(()));
+}
+
+#[test]
 fn a_pool_whose_workers_crash_says_so_and_does_not_spin() {
     let workplace = Workplace::new();
     let mut up = workplace.start(&["up", "--json", "--model", "no/such-model"]);
@@ -149,6 +189,20 @@ fn a_pool_whose_workers_crash_says_so_and_does_not_spin() {
         workplace.ebb(&["enqueue", "x"]).ok();
         said.find("no/such-model")
     });
+}
+
+#[test]
+fn jobs_that_wait_are_left_alone_where_no_encoder_can_be_had() {
+    let workplace = Workplace::new();
+    workplace.ebb(&["enqueue", "a text"]).ok();
+    let mut command = workplace.command("ebb", &["up"]);
+    // Without a hub, and without the Python whose pip would ask an index.
+    let mut up = Process::start(command.env("HF_HUB_OFFLINE", "1").env("PATH", workplace.folder()));
+    assert_eq!(up.ends().code(), Some(69), "{}", up.output());
+    let said = up.output();
+    assert!(said.contains("name --model sentinel if you mean it"), "{said}");
+    let depth = workplace.depth();
+    assert_eq!((&depth["ready"], &depth["dead"]), (&1.into(), &0.into()), "{depth}");
 }
 
 /// Nothing is waiting, nothing runs, and the broker dies: the scaler says UNAVAILABLE once its last

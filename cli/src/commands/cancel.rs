@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::exit::{Exit, missing};
 use crate::options::QueueArgs;
-use crate::output::{Output, note};
+use crate::output::{Output, Reader, note};
 
 /// Which jobs.
 #[derive(Debug, Args)]
@@ -31,7 +31,8 @@ a job that was done. A job that has ended stays as it is.
 
 Each line tells what became of a job, with --json as its `state`: waiting or running (where it was),
 marked (it waits or runs, and the broker cannot tell which), ended (before: nothing was changed), or
-unknown (exit code 66). On NATS a job is marked that was published more than two minutes ago and not
+unknown (exit code 66). When nobody reads the lines any more, as behind `| head`, the other jobs are
+cancelled all the same. On NATS a job is marked that was published more than two minutes ago and not
 tried since, also where there is none of that id; on RabbitMQ all are, and it takes --results.
 
 Examples:
@@ -46,6 +47,8 @@ pub(crate) async fn run(args: CancelArgs, output: Output) -> Result<Exit> {
     args.queue.check_answers()?;
     let queue = args.queue.find().await?;
     let (mut unknown, mut failed) = (Vec::new(), None);
+    // Who reads no more has asked for the others to be cancelled all the same.
+    let mut reader = Reader::default();
     for id in &args.ids {
         let cancelled = match queue.cancel(id).await {
             Ok(cancelled) => cancelled,
@@ -56,11 +59,13 @@ pub(crate) async fn run(args: CancelArgs, output: Output) -> Result<Exit> {
                 continue;
             }
         };
-        if output.json {
-            output.json(&json!({ "id": id, "state": cancelled }))?;
-        } else {
-            output.line(words_of(id, cancelled))?;
-        }
+        reader.print(|| {
+            if output.json {
+                output.json(&json!({ "id": id, "state": cancelled }))
+            } else {
+                output.line(words_of(id, cancelled))
+            }
+        })?;
         if cancelled == Cancelled::Unknown {
             unknown.push(id.as_str());
         }

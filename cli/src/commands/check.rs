@@ -1,10 +1,9 @@
 //! `ebb scaler check`: tries a configuration before anybody depends on it.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use ebb_queue::TypedUrl;
 use ebb_scaler::{Asking, CheckArgs, Checkup, Problem, ProblemKind, ProfileCheck, TriggerCheck};
@@ -67,9 +66,9 @@ pub(crate) async fn run(flags: CheckFlags, output: Output) -> Result<Exit> {
     let mut objects = Vec::new();
     for path in &scaledobject {
         let shown = format!("--scaledobject: {}", path.display());
-        let text = read(path).with_context(|| shown.clone())?;
-        let (found, passed) =
-            asking(&text, &namespace).map_err(|words| usage(format!("{shown}: {words}")))?;
+        let wrong = |words: String| usage(format!("{shown}: {words}"));
+        let text = read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let (found, passed) = asking(&text, &namespace).map_err(wrong)?;
         objects.extend(found);
         passed.iter().for_each(note);
     }
@@ -86,13 +85,11 @@ pub(crate) async fn run(flags: CheckFlags, output: Output) -> Result<Exit> {
     Ok(exit(&found))
 }
 
-fn read(path: &Path) -> Result<String> {
+fn read(path: &Path) -> std::io::Result<String> {
     if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text)?;
-        return Ok(text);
+        return std::io::read_to_string(std::io::stdin());
     }
-    std::fs::read_to_string(path).context("cannot be read")
+    std::fs::read_to_string(path)
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use ebb_scaler::conformance::{
@@ -169,7 +169,9 @@ impl ConformanceArgs {
 }
 
 fn read(flag: &str, path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("{flag}: cannot read {}", path.display()))
+    let shown = path.display();
+    std::fs::read_to_string(path)
+        .map_err(|error| usage(format!("{flag}: cannot read {shown}: {error}")))
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {

@@ -70,8 +70,9 @@ pub(crate) enum Command {
 
 const REDRIVE_HELP: &str = "\
 A deadline that has passed is cleared, else the job would die again at once. An id that is no dead
-letter exits with 66; the others are put back all the same. Where there are more dead letters than
---look, those found among the newest are put back, and the exit code is 1.
+letter exits with 66; the others are put back all the same. One that cannot be put back stays, a
+warning says why, and the exit code is 1. Where there are more dead letters than --look, those found
+among the newest are put back, and the exit code is 1.
 
 Examples:
   ebb dlq redrive 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a
@@ -80,8 +81,10 @@ Examples:
   ebb dlq redrive --all";
 
 const PURGE_HELP: &str = "\
-An id that is no dead letter exits with 66; the others are deleted all the same. Where there are
-more dead letters than --look, those found among the newest are deleted, and the exit code is 1.
+An id that is no dead letter exits with 66; the others are deleted all the same. One that is not
+deleted, such as one in the queue that its job went on to, stays, a warning says why, and the exit
+code is 1. Where there are more dead letters than --look, those found among the newest are deleted,
+and the exit code is 1.
 
 Examples:
   ebb dlq purge 0199c0de-7aa1-7bd2-9f3a-1f2e3d4c5b6a --yes
@@ -147,11 +150,28 @@ async fn told(output: Output, queue: &Queue, words: [&str; 2], done: Done) -> Re
         }
     };
     output.line(done_words(output.json, words, done.n, left))?;
-    match (done.unknown, done.unseen) {
-        (Some(words), _) => Err(missing(words)),
-        (None, Some(words)) => Err(anyhow!(words)),
-        (None, None) => Ok(()),
-    }
+    end_of(words[1], done)
+}
+
+/// What went wrong, the gravest first: a job that is there and was not put back, then one that is not
+/// there, then what nobody looked at.
+fn end_of(verb: &str, Done { stayed, unknown, unseen, .. }: Done) -> Result<()> {
+    let words = match (stayed, unknown, unseen) {
+        (0, None, None) => return Ok(()),
+        (0, Some(unknown), _) => return Err(missing(unknown)),
+        (0, None, Some(unseen)) => unseen,
+        (n, unknown, unseen) => {
+            let words = [Some(stayed_words(verb, n)), unknown, unseen];
+            words.into_iter().flatten().collect::<Vec<_>>().join("; ")
+        }
+    };
+    Err(anyhow!(words))
+}
+
+/// That letters are where they were.
+fn stayed_words(verb: &str, n: u64) -> String {
+    let (letters, stay) = if n == 1 { ("letter was", "stays") } else { ("letters were", "stay") };
+    format!("{} dead {letters} not {verb}, and {stay}; a warning says why", grouped(n))
 }
 
 /// What was done, and how many dead letters are left, where that is known.
@@ -252,6 +272,36 @@ mod tests {
             (true, None, r#"{"dead":null,"purged":2}"#),
         ] {
             assert_eq!(done_words(json, ["purged", "deleted"], 2, left), told);
+        }
+    }
+
+    #[test]
+    fn letters_that_stayed_are_counted_in_words() {
+        for (n, told) in [
+            (1, "1 dead letter was not put back, and stays; a warning says why"),
+            (2000, "2,000 dead letters were not put back, and stay; a warning says why"),
+        ] {
+            assert_eq!(stayed_words("put back", n), told);
+        }
+    }
+
+    #[test]
+    fn a_letter_that_stayed_ends_the_command_as_a_failure() {
+        let done = |stayed, unknown: Option<&str>, unseen: Option<&str>| {
+            let [unknown, unseen] = [unknown, unseen].map(|words| words.map(str::to_owned));
+            Done { n: 1, stayed, unknown, unseen }
+        };
+        end_of("deleted", done(0, None, None)).unwrap();
+        for (done, exit, told) in [
+            (done(1, None, None), Exit::Failed, "1 dead letter was not deleted"),
+            (done(1, Some("x is none"), None), Exit::Failed, "x is none"),
+            (done(0, Some("x is none"), None), Exit::Missing, "x is none"),
+            (done(1, None, Some("only the newest")), Exit::Failed, "only the newest"),
+            (done(0, None, Some("only the newest")), Exit::Failed, "only the newest"),
+        ] {
+            let error = end_of("deleted", done).unwrap_err();
+            assert_eq!(Exit::of(&error), exit, "{error}");
+            assert!(error.to_string().contains(told), "{error}");
         }
     }
 

@@ -25,9 +25,9 @@ use super::result::{Shown, follow};
 use crate::exit::{Exit, interrupted, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, Progress, Unit, note};
-use crate::spread::Spread;
+use crate::spread::{Spread, check_keys};
 use envelope::Envelope;
-use lines::{read_file, read_lines, until_bad};
+use lines::{Jobs, read_lines, until_bad};
 use publish::{Enqueued, Target, publish, unless_too_many};
 use wait::{hint_at_nobody, tell_rest, wait};
 
@@ -111,12 +111,18 @@ impl EnqueueArgs {
     }
 
     /// The jobs of a file or of arguments. To be called once: what is read of a pipe is gone.
-    fn jobs(&self) -> Result<Vec<Job>> {
-        let Some(file) = &self.file else {
-            return self.texts.iter().map(|text| self.envelope.job_of_text(text)).collect();
+    fn jobs(&self) -> Result<Jobs> {
+        let check = |job: &Job| match &self.split[..] {
+            [] => Ok(()),
+            _ => check_keys(self.split_by, std::slice::from_ref(job)),
         };
-        let jobs = read_file(file, &self.envelope)?;
-        if jobs.is_empty() {
+        let Some(file) = &self.file else {
+            let jobs = self.texts.iter().map(|text| self.envelope.job_of_text(text));
+            let checked = jobs.map(|job| job.and_then(|job| check(&job).map(|()| job)));
+            return checked.collect::<Result<_>>().map(Jobs::Held);
+        };
+        let jobs = Jobs::of_file(file, &self.envelope, check)?;
+        if jobs.len() == 0 {
             return Err(usage(format!("{} has no jobs; write one a line", file.display())));
         }
         Ok(jobs)
@@ -131,15 +137,16 @@ const HELP: &str = r#"A JSON line is one of
   {"id": "a-1", "headers": {"ebb-priority": "high"}, "body": ...}
                                               id and headers are optional; a body that is a string
                                               is sent as it is
-A file is checked as a whole before anything is enqueued; standard input is enqueued as it comes.
+A file is checked as a whole before anything is enqueued, and read again then; standard input is
+enqueued as it comes.
 A queue that is missing is made, and standard error says so; --no-create forbids it.
 When nobody reads the ids any more, as behind `| head`, a file is enqueued to its end all the same,
 on standard input too. A pipe may have none: what comes later is not enqueued, and the exit code 1.
 
 Without --wait the ids are printed, one a line. With --wait each job gives one JSON object: id,
 outcome (completed, failed or cancelled), attempt, finished_at, queue (whose worker answered), and
-body, or error and its kind. A failed job exits with 1, and so does one that expired or was
-cancelled. After --timeout, Ctrl-C or an outage each of the other jobs is printed as it stands,
+body, or error and its kind. A failed job exits with 1, and so does one that expired, was cancelled
+or purged. After --timeout, Ctrl-C or an outage each of the other jobs is printed as it stands,
 those that are open with the outcome waiting.
 
 Where the queue does not say whether jobs are stored, as in an outage, their ids are told: send them
@@ -192,17 +199,14 @@ pub(crate) async fn run(mut args: EnqueueArgs, output: Output) -> Result<Exit> {
 async fn enqueue(
     args: &EnqueueArgs,
     traces: Traces,
-    jobs: Option<Vec<Job>>,
+    jobs: Option<Jobs>,
     output: Output,
 ) -> Result<Exit> {
     let place = (&args.queue, args.missing());
     let spread = Spread::new(place, &args.split, args.split_by).await?;
     let url = args.queue.url()?;
-    let queue = match &spread {
-        // Only looked at for results: what is made is where the jobs go.
-        Some(_) => args.queue.open_at(&url, args.missing()).await?,
-        None => args.queue.open_or_make(&url, args.missing()).await?,
-    };
+    // With a split it has the records of where the jobs went, and is asked for their results.
+    let queue = args.queue.open_or_make(&url, args.missing()).await?;
     let target = Target { name: &url.queue, queue: &queue, spread: spread.as_ref() };
     let stop = CancellationToken::new();
     tokio::spawn(Stop::listen()?.cancel(stop.clone()));
@@ -286,7 +290,7 @@ async fn enqueue_lines(
             publish(target, jobs, enqueued, stop, (args.waits(), output)).await?;
         }
         bad.map_or(Ok(()), Err)?;
-        if enqueued.unread && !input.has_end {
+        if enqueued.reader.is_gone && !input.has_end {
             let next = tokio::time::timeout(MOMENT, lines.next()).await;
             let told =
                 "nobody reads the ids, and what else comes on standard input is not enqueued";
@@ -299,22 +303,23 @@ async fn enqueue_lines(
 /// A file or arguments, checked as a whole before.
 async fn enqueue_all(
     target: Target<'_>,
-    jobs: Vec<Job>,
+    jobs: Jobs,
     args: &EnqueueArgs,
     (enqueued, output): (&mut Enqueued, Output),
     stop: &CancellationToken,
 ) -> Result<()> {
-    target.check(&jobs)?;
     let (n_all, limit) = (jobs.len(), args.queue.url()?.behavior.max_ready);
     let mut progress =
         (n_all >= LONG).then(|| Progress::new("enqueue", Some(n_all as u64), Unit::Items));
-    let mut jobs = jobs.into_iter().peekable();
+    let mut jobs = jobs.each(&args.envelope)?.peekable();
+    let mut n_sent = 0;
     while jobs.peek().is_some() {
         if stop.is_cancelled() {
             return Err(interrupted("interrupted; the rest was not enqueued"));
         }
-        let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect();
+        let batch: Vec<Job> = jobs.by_ref().take(BATCH).collect::<Result<_>>()?;
         let n_jobs = batch.len() as u64;
+        n_sent += batch.len();
         let published = publish(target, batch, enqueued, stop, (args.waits(), output)).await;
         published.map_err(|error| match limit.filter(|_| target.spread.is_none()) {
             Some(limit) => unless_too_many(error, n_all as u64, limit),
@@ -325,6 +330,7 @@ async fn enqueue_all(
         }
     }
     progress.into_iter().for_each(Progress::end);
+    ensure!(n_sent == n_all, "the file had {n_all} jobs, and {n_sent} when it was read again");
     Ok(())
 }
 
@@ -338,6 +344,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::output::Reader;
 
     #[derive(Debug, Parser)]
     struct Fake {
@@ -352,7 +359,8 @@ mod tests {
         let args = Fake::parse_from(["enqueue", "--queue", &url, "-"]).args;
         let queue = args.queue.open().await.unwrap();
         let target = Target { name: "jobs", queue: &queue, spread: None };
-        let mut enqueued = Enqueued { unread: true, ..Enqueued::default() };
+        let reader = Reader { is_gone: true };
+        let mut enqueued = Enqueued { reader, ..Enqueued::default() };
         let told = (&mut enqueued, Output { json: false });
         let stop = CancellationToken::new();
         let fed = enqueue_lines(target, Input { lines, has_end }, &args, told, &stop);
@@ -379,6 +387,25 @@ mod tests {
         let (n_jobs, ended) = unread(BufReader::new(reader), false).await;
         let told = ended.expect_err("more may come");
         assert_eq!((n_jobs, Exit::of(&told)), (1, Exit::Failed), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_cut_behind_the_check_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("queue.db").display());
+        let path = folder.path().join("jobs.jsonl");
+        std::fs::write(&path, "\"a\"\n\"b\"\n").unwrap();
+        let file = path.to_str().unwrap();
+        let args = Fake::parse_from(["enqueue", "--queue", &url, "--file", file]).args;
+        let queue = args.queue.open().await.unwrap();
+        let target = Target { name: "jobs", queue: &queue, spread: None };
+        let jobs = args.jobs().unwrap();
+        std::fs::write(&path, "\"a\"\n").unwrap();
+        let mut enqueued = Enqueued::default();
+        let told = (&mut enqueued, Output { json: false });
+        let fed = enqueue_all(target, jobs, &args, told, &CancellationToken::new()).await;
+        assert!(fed.unwrap_err().to_string().contains("had 2 jobs, and 1 when"));
+        assert_eq!(enqueued.n_jobs, 1);
     }
 
     /// Enqueues what somebody writes to a pipe, under an id; and what is found by it then.

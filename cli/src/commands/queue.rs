@@ -114,9 +114,10 @@ Examples:
 
 const PURGE_HELP: &str = "\
 A job that is deleted leaves nothing behind: its id and ebb-key are unknown at once, no result is
-stored and no reply is sent. Who waits for its result is told that none will come, but on RabbitMQ.
-What workers hold goes on, and what is enqueued meanwhile may stay. For dead letters there is
-`ebb dlq purge`. With --payloads the large bodies of the jobs are deleted as well, but on RabbitMQ.
+stored and no reply is sent. Who waits for its result is told that none will come, but on RabbitMQ;
+on NATS who waits for many jobs is told of the one whose turn it is. What workers hold goes on, and
+what is enqueued meanwhile may stay. For dead letters there is `ebb dlq purge`. With --payloads the
+large bodies of the jobs are deleted as well, but on RabbitMQ.
 
 Examples:
   ebb queue depth

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use ebb_queue::claim::lies_elsewhere;
-use ebb_queue::{ErrorKind, Failure, Frame, JobId, JobResult, JobState, Outcome, Queue};
+use ebb_queue::{Failure, Frame, JobId, JobResult, JobState, Outcome, Queue};
 use futures::StreamExt;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note, printable};
 use crate::pieces::{Said, objects, plain};
-use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death};
+use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death, unless_denied};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -155,17 +155,6 @@ fn words_of(id: &JobId, state: Option<JobState>) -> String {
     }
 }
 
-/// What was found among the dead letters: who may read results need not be one who may look there.
-fn unless_denied<T>(found: ebb_queue::Result<Option<T>>) -> ebb_queue::Result<Option<T>> {
-    match found {
-        Err(error) if error.kind() == ErrorKind::Denied => {
-            tracing::debug!(%error, "the dead letters could not be looked at");
-            Ok(None)
-        }
-        found => found,
-    }
-}
-
 async fn follow_on(
     queue: &Queue,
     Awaited { id, expiry }: &Awaited,
@@ -253,8 +242,6 @@ fn exit_of(result: &JobResult) -> Exit {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::Error;
-
     use super::*;
 
     #[test]
@@ -262,16 +249,5 @@ mod tests {
         let failure = Failure::invalid("text: \u{1b}]0;title\u{7}is no number");
         let words = r"error: text: \u{1b}]0;title\u{7}is no number";
         assert_eq!(error_words(&failure), words);
-    }
-
-    #[test]
-    fn a_look_at_the_dead_letters_that_fails_is_no_answer_unless_it_is_denied() {
-        use ErrorKind::{Denied, Full, Incompatible, Internal, Invalid, Unavailable};
-        assert_eq!(unless_denied(Ok(Some(5))).unwrap(), Some(5));
-        let looked = |kind| unless_denied::<u8>(Err(Error::new(kind, "words")));
-        assert_eq!(looked(Denied).unwrap(), None);
-        for kind in [Full, Incompatible, Internal, Invalid, Unavailable] {
-            assert_eq!(looked(kind).unwrap_err().kind(), kind);
-        }
     }
 }

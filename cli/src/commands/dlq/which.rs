@@ -118,7 +118,9 @@ const A_FEW: usize = 4;
 #[derive(Debug, PartialEq)]
 pub(crate) struct Done {
     pub(crate) n: u64,
-    /// What is to be said of the others, if there are any.
+    /// Of those that are meant, letters with which it was not done.
+    pub(crate) stayed: u64,
+    /// What is to be said of ids that are no letters, if there are any.
     pub(crate) unknown: Option<String>,
     /// What is to be said where there may be more that are meant.
     pub(crate) unseen: Option<String>,
@@ -126,7 +128,7 @@ pub(crate) struct Done {
 
 impl Done {
     fn all(n: u64) -> Self {
-        Self { n, unknown: None, unseen: None }
+        Self { n, stayed: 0, unknown: None, unseen: None }
     }
 }
 
@@ -146,38 +148,90 @@ impl Which {
             let ids: Vec<_> = letters.into_iter().rev().map(|letter| letter.job.id).collect();
             // None are all of them, to some.
             let n = if ids.is_empty() { 0 } else { act(Some(&ids)).await? };
-            return Ok(Done { unseen, ..Done::all(n) });
+            let stayed =
+                stayed_of(&ids, n, async |ids: &[JobId]| self.letters_among(queue, ids).await);
+            let stayed = stayed.await;
+            return Ok(Done { stayed, unseen, ..Done::all(n) });
         }
-        self.each_named(act, async |id: &JobId| Ok(queue.show(id).await?.is_some())).await
+        if self.all {
+            let n_before = queue.depth().await?.dead;
+            let n = act(None).await?;
+            let n_others = n_before.saturating_sub(n);
+            let stayed = if n_others == 0 { 0 } else { n_others.min(n_left(queue).await) };
+            return Ok(Done { stayed, ..Done::all(n) });
+        }
+        self.each_named(act, async |ids: &[JobId]| self.letters_among(queue, ids).await).await
     }
 
     /// What was no dead letter is known from how many there were: nobody looks at the letters
-    /// beforehand. `stays` says whether one that was not taken is a dead letter all the same, such
-    /// as one that was cut: a log line says why.
+    /// beforehand. `letters_among` says which of these ids are letters all the same.
     async fn each_named(
         &self,
         act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
-        stays: impl AsyncFn(&JobId) -> Answer<bool>,
+        letters_among: impl AsyncFn(&[JobId]) -> Answer<Vec<JobId>>,
     ) -> Result<Done> {
-        if self.all {
-            return Ok(Done::all(act(None).await?));
-        }
         let mut seen = BTreeSet::new();
         let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
         if ids.len() > A_FEW {
             let n = act(Some(&ids)).await?;
-            return Ok(Done { unknown: no_letters_of(&ids, n), ..Done::all(n) });
+            let stayed = stayed_of(&ids, n, letters_among).await;
+            return Ok(Done { stayed, unknown: no_letters_of(&ids, n + stayed), ..Done::all(n) });
         }
-        let (mut n, mut unknown) = (0, Vec::new());
-        for id in &ids {
-            match act(Some(std::slice::from_ref(id))).await? {
-                0 if stays(id).await? => {}
-                0 => unknown.push(id.clone()),
+        let (mut n, mut others) = (0, Vec::new());
+        for id in ids {
+            match act(Some(std::slice::from_ref(&id))).await? {
+                0 => others.push(id),
                 more => n += more,
             }
         }
-        Ok(Done { unknown: no_letters_of(&unknown, 0), ..Done::all(n) })
+        let stayed = letters_among(&others).await?;
+        others.retain(|id| !stayed.contains(id));
+        let (stayed, unknown) = (stayed.len() as u64, no_letters_of(&others, 0));
+        Ok(Done { stayed, unknown, ..Done::all(n) })
     }
+
+    /// Which of these are dead letters; of more than a few only those among the newest.
+    async fn letters_among(&self, queue: &Queue, ids: &[JobId]) -> Answer<Vec<JobId>> {
+        if ids.len() > A_FEW {
+            let letters = queue.list(self.filter.look).await?;
+            let named: BTreeSet<&JobId> = ids.iter().collect();
+            let found = letters.into_iter().map(|letter| letter.job.id);
+            return Ok(found.filter(|id| named.contains(id)).collect());
+        }
+        let mut found = Vec::new();
+        for id in ids {
+            if queue.show(id).await?.is_some() {
+                found.push(id.clone());
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// How many of these letters, with so many of which it was done, are letters all the same, such as one
+/// that was cut: a warning says why.
+async fn stayed_of(
+    ids: &[JobId],
+    n: u64,
+    letters_among: impl AsyncFn(&[JobId]) -> Answer<Vec<JobId>>,
+) -> u64 {
+    let n_others = (ids.len() as u64).saturating_sub(n);
+    if n_others == 0 {
+        return 0;
+    }
+    // What was done is told, whatever becomes of this look; a job that was put back may be dead again.
+    let letters = letters_among(ids).await.unwrap_or_default();
+    n_others.min(letters.len() as u64)
+}
+
+/// How many dead letters there are now, as far as that can be told.
+async fn n_left(queue: &Queue) -> u64 {
+    // What nobody has met yet may be counted as dead, and is no letter before.
+    let has_letters = queue.list(1).await.is_ok_and(|letters| !letters.is_empty());
+    if !has_letters {
+        return 0;
+    }
+    queue.depth().await.map_or(0, |depth| depth.dead)
 }
 
 type Answer<T> = ebb_queue::Result<T>;
@@ -187,7 +241,7 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
     let others = (ids.len() as u64).saturating_sub(n);
     match ids {
         _ if others == 0 => None,
-        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters, or stayed", ids.len())),
+        _ if n > 0 => Some(format!("{others} of {} ids are no dead letters", ids.len())),
         [id] => Some(format!("{id} is no dead letter")),
         ids => {
             let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
@@ -204,6 +258,11 @@ mod tests {
     use ebb_queue::{Behavior, Job, OpenOptions};
 
     use super::*;
+
+    /// Those of these ids that are dead letters which are never put back.
+    async fn cut_among(ids: &[JobId]) -> Answer<Vec<JobId>> {
+        Ok(ids.iter().filter(|id| id.as_str() == "cut").cloned().collect())
+    }
 
     fn none() -> Filter {
         let (kind, reason, tenant) = (Vec::new(), None, None);
@@ -298,19 +357,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_letter_with_which_nothing_is_done_is_told_however_it_was_meant() {
+        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
+        let jobs: Vec<_> = (0..6).map(|_| Job::new("body", Timestamp::now())).collect();
+        let cut = jobs[0].id.clone();
+        let all: Vec<_> = jobs.iter().map(|job| job.id.clone()).collect();
+        queue.publish(jobs).await.unwrap();
+        let held = queue.receive(6.try_into().unwrap(), Duration::ZERO).await.unwrap();
+        let rejects: Vec<_> = held.into_iter().map(|one| one.reject("bad")).collect();
+        queue.settle(&rejects).await.unwrap();
+        // As a broker does it that cannot put this one back.
+        let redrive = async |ids: Option<&[JobId]>| {
+            let letters = queue.list(10).await?.into_iter().map(|letter| letter.job.id);
+            let is_meant = |id: &JobId| ids.is_none_or(|ids| ids.contains(id)) && *id != cut;
+            queue.redrive(Some(&letters.filter(is_meant).collect::<Vec<_>>())).await
+        };
+        let older_than = Some(Duration::ZERO);
+        let alike = Filter { older_than, ..none() };
+        for (which, n) in [
+            (Which { ids: all, all: false, filter: none() }, 5),
+            (Which { ids: vec![cut.clone()], all: false, filter: none() }, 0),
+            (Which { ids: Vec::new(), all: false, filter: alike }, 0),
+            (Which { ids: Vec::new(), all: true, filter: none() }, 0),
+        ] {
+            let done = which.each(&queue, redrive).await.unwrap();
+            assert_eq!(done, Done { stayed: 1, ..Done::all(n) }, "{which:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn what_is_no_dead_letter_is_told_without_a_look_at_the_letters() {
         use std::cell::Cell;
 
         let letters = ["a", "b", "c", "d", "e"];
-        for (given, calls, n, unknown) in [
-            (&["a"][..], 1, 1, None),
-            (&["a", "a"], 1, 1, None),
-            (&["x"], 1, 0, Some("x is no dead letter")),
-            (&["a", "cut"], 2, 1, None),
-            (&["a", "x", "b", "y"], 4, 2, Some("x, y are no dead letters")),
-            (&["a", "b", "c", "d", "e"], 1, 5, None),
-            (&["a", "b", "c", "d", "x"], 1, 4, Some("1 of 5 ids are no dead letters, or stayed")),
-            (&["v", "w", "x", "y", "z"], 1, 0, Some("v, w, x, y, z are no dead letters")),
+        for (given, calls, (n, stayed), unknown) in [
+            (&["a"][..], 1, (1, 0), None),
+            (&["a", "a"], 1, (1, 0), None),
+            (&["x"], 1, (0, 0), Some("x is no dead letter")),
+            (&["a", "cut"], 2, (1, 1), None),
+            (&["a", "x", "cut"], 3, (1, 1), Some("x is no dead letter")),
+            (&["a", "x", "b", "y"], 4, (2, 0), Some("x, y are no dead letters")),
+            (&["a", "b", "c", "d", "e"], 1, (5, 0), None),
+            (&["a", "b", "c", "d", "cut"], 1, (4, 1), None),
+            (&["a", "b", "c", "cut", "x"], 1, (3, 1), Some("1 of 5 ids are no dead letters")),
+            (&["a", "b", "c", "d", "x"], 1, (4, 0), Some("1 of 5 ids are no dead letters")),
+            (&["v", "w", "x", "y", "z"], 1, (0, 0), Some("v, w, x, y, z are no dead letters")),
         ] {
             let ids = given.iter().map(|id| id.parse().unwrap()).collect();
             let n_calls = Cell::new(0);
@@ -319,12 +410,10 @@ mod tests {
                 let ids = ids.expect("these ids").iter();
                 Ok(ids.filter(|id| letters.contains(&id.as_str())).count() as u64)
             };
-            let done = Which { ids, all: false, filter: none() }
-                .each_named(act, async |id: &JobId| Ok(id.as_str() == "cut"))
-                .await
-                .unwrap();
+            let which = Which { ids, all: false, filter: none() };
+            let done = which.each_named(act, cut_among).await.unwrap();
             let unknown = unknown.map(str::to_owned);
-            assert_eq!(done, Done { unknown, ..Done::all(n) }, "{given:?}");
+            assert_eq!(done, Done { stayed, unknown, ..Done::all(n) }, "{given:?}");
             assert_eq!(n_calls.get(), calls, "{given:?}");
         }
     }

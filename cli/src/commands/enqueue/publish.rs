@@ -1,6 +1,5 @@
 //! Batches of jobs on their way to the queue, and what is known of those that are there.
 
-use std::io;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit::{interrupted, usage};
-use crate::output::{Output, grouped, note};
+use crate::output::{Output, Reader, grouped, note};
 use crate::results::{Awaited, Expiry};
 use crate::spread::Spread;
 use crate::trace::publication;
@@ -60,22 +59,8 @@ pub(super) struct Enqueued {
     /// With --wait, what is waited for; else the ids are printed and forgotten.
     pub(super) jobs: Vec<Awaited>,
     pub(super) traces: Traces,
-    /// Whoever read the ids has seen enough of them.
-    pub(super) unread: bool,
-}
-
-impl Enqueued {
-    /// Prints as long as somebody reads. After that the jobs are still to be enqueued:
-    /// `ebb enqueue --file jobs.jsonl | head`.
-    fn print(&mut self, print: impl FnOnce() -> Result<()>) -> Result<()> {
-        if self.unread {
-            return Ok(());
-        }
-        let printed = print();
-        let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-        self.unread = matches!(&printed, Err(error) if error.downcast_ref().is_some_and(is_broken));
-        if self.unread { Ok(()) } else { printed }
-    }
+    /// Of the ids.
+    pub(super) reader: Reader,
 }
 
 pub(super) async fn publish(
@@ -85,9 +70,11 @@ pub(super) async fn publish(
     stop: &CancellationToken,
     (wait, output): (bool, Output),
 ) -> Result<()> {
-    let spans: Vec<Span> = jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
+    let mut spans: Vec<Span> =
+        jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
     let sent: Vec<Awaited> = jobs.iter().map(Awaited::of).collect();
     let Some(published) = confirmed(target.publish(jobs), stop).await else {
+        spans.iter_mut().for_each(Span::fail);
         // Who knows the ids can ask again, and may send the same jobs again.
         sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
         return Err(interrupted("interrupted while the queue did not answer"));
@@ -95,6 +82,7 @@ pub(super) async fn publish(
     let published = match published {
         Ok(published) => published,
         Err(error) => {
+            spans.iter_mut().for_each(Span::fail);
             let is_of_all = target.refuses_all(sent.len()).await;
             return Err(unless_refused(error, &sent, is_of_all));
         }
@@ -110,9 +98,9 @@ pub(super) async fn publish(
             (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
             (false, true) => {
                 let line = json!({ "id": job.id, "duplicate": job.duplicate });
-                enqueued.print(|| output.json(&line))?;
+                enqueued.reader.print(|| output.json(&line))?;
             }
-            (false, false) => enqueued.print(|| output.line(job.id.as_str()))?,
+            (false, false) => enqueued.reader.print(|| output.line(job.id.as_str()))?,
         }
     }
     Ok(())
@@ -231,15 +219,6 @@ mod tests {
             let target = Target { name: "jobs", queue, spread: None };
             assert_eq!(target.refuses_all(n_jobs).await, is_of_all, "{n_jobs}");
         }
-    }
-
-    #[test]
-    fn who_reads_no_more_ids_stops_the_printing_alone() {
-        let fails = |kind| move || Err(io::Error::from(kind).into());
-        let mut enqueued = Enqueued::default();
-        assert!(enqueued.print(fails(io::ErrorKind::StorageFull)).is_err());
-        assert!(enqueued.print(fails(io::ErrorKind::BrokenPipe)).is_ok());
-        enqueued.print(|| unreachable!("nobody reads it")).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ebb_queue::claim::lies_elsewhere;
-use ebb_queue::{JobResult, Phase, Queue};
+use ebb_queue::{JobId, Phase, Queue};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::LONG;
 use super::publish::Target;
 use crate::exit::{Exit, interrupted};
 use crate::output::{Output, Progress, Unit, note};
-use crate::results::{Awaited, Line, result_of, results_now};
+use crate::results::{Answer, Awaited, Line, answer_of, answers_now};
 
 /// How long a worker may stay away before we say so.
 const NOBODY: Duration = Duration::from_secs(5);
@@ -33,24 +33,24 @@ pub(super) async fn wait(
     let hint = hint_at_nobody(target);
     let mut exit = Exit::Done;
     for (nth, job) in jobs.iter().enumerate() {
-        let result = tokio::select! {
-            result = result_until(queue, job, end) => result,
+        let answer = tokio::select! {
+            answer = answer_until(queue, job, end) => answer,
             () = stop.cancelled() => {
                 Err(interrupted("interrupted; the jobs stay, `ebb result ID` asks"))
             }
         };
-        let Ok(Some(result)) = result else {
+        let Ok(Some(answer)) = answer else {
             let rest = tell_rest(queue, &jobs[nth..], output).await;
             // Whatever became of these lines, the end is that of the wait.
-            result?;
+            answer?;
             exit = match rest? {
                 Exit::Timeout => Exit::Timeout,
                 rest => exit.or(rest),
             };
             break;
         };
-        exit = exit.or(exit_of(&result));
-        output.json(&Line::of(&result))?;
+        exit = exit.or(exit_of(&answer));
+        output.json(&line_of(&job.id, &answer))?;
         if let Some(progress) = &mut progress {
             progress.add(1);
         }
@@ -60,15 +60,15 @@ pub(super) async fn wait(
     Ok(exit)
 }
 
-/// Prints each job as it stands: its result if there is one, else that it is open, which is a
+/// Prints each job as it stands: what became of it if that is known, else that it is open, which is a
 /// timeout. The jobs are there all the same, and who knows their ids can ask again.
 pub(super) async fn tell_rest(queue: &Queue, jobs: &[Awaited], output: Output) -> Result<Exit> {
     let mut exit = Exit::Done;
-    for (job, result) in jobs.iter().zip(results_now(queue, jobs).await) {
-        match result {
-            Some(result) => {
-                exit = exit.or(exit_of(&result));
-                output.json(&Line::of(&result))?;
+    for (job, answer) in jobs.iter().zip(answers_now(queue, jobs).await) {
+        match answer {
+            Some(answer) => {
+                exit = exit.or(exit_of(&answer));
+                output.json(&line_of(&job.id, &answer))?;
             }
             None => {
                 exit = Exit::Timeout;
@@ -79,22 +79,29 @@ pub(super) async fn tell_rest(queue: &Queue, jobs: &[Awaited], output: Output) -
     Ok(exit)
 }
 
-fn exit_of(result: &JobResult) -> Exit {
-    match &result.outcome {
-        _ if lies_elsewhere(result) => Exit::Usage,
-        outcome if outcome.is_completed() => Exit::Done,
-        _ => Exit::Failed,
+fn line_of<'a>(id: &'a JobId, answer: &'a Answer) -> Line<'a> {
+    match answer {
+        Answer::Result(result) => Line::of(result),
+        Answer::Gone => Line::gone(id),
     }
 }
 
-async fn result_until(
+fn exit_of(answer: &Answer) -> Exit {
+    match answer {
+        Answer::Result(result) if lies_elsewhere(result) => Exit::Usage,
+        Answer::Result(result) if result.outcome.is_completed() => Exit::Done,
+        Answer::Result(_) | Answer::Gone => Exit::Failed,
+    }
+}
+
+async fn answer_until(
     queue: &Queue,
     job: &Awaited,
     end: Option<Instant>,
-) -> Result<Option<JobResult>> {
+) -> Result<Option<Answer>> {
     match end {
-        Some(end) => timeout_at(end, result_of(queue, job)).await.ok().transpose(),
-        None => result_of(queue, job).await.map(Some),
+        Some(end) => timeout_at(end, answer_of(queue, job)).await.ok().transpose(),
+        None => answer_of(queue, job).await.map(Some),
     }
 }
 
