@@ -1,5 +1,7 @@
 //! What can go wrong between us and a broker.
 
+use crate::JobId;
+
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -11,6 +13,7 @@ pub struct Error {
     context: String,
     is_in_doubt: bool,
     lacks_queue: bool,
+    stored: Vec<JobId>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -65,7 +68,8 @@ impl Error {
     /// An error with the words to tell it.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
         let context = context.into();
-        Self { kind, context, is_in_doubt: false, lacks_queue: false, source: None }
+        let (is_in_doubt, lacks_queue) = (false, false);
+        Self { kind, context, is_in_doubt, lacks_queue, stored: Vec::new(), source: None }
     }
 
     /// The same, with what caused it.
@@ -82,6 +86,13 @@ impl Error {
     #[must_use]
     pub(crate) fn in_doubt(mut self) -> Self {
         self.is_in_doubt = true;
+        self
+    }
+
+    /// The same of a publication of which these jobs are known to be stored.
+    #[must_use]
+    pub(crate) fn but_stored(mut self, stored: Vec<JobId>) -> Self {
+        self.stored = stored;
         self
     }
 
@@ -124,6 +135,15 @@ impl Error {
     #[must_use]
     pub fn may_be_stored(&self) -> bool {
         self.is_in_doubt || !matches!(self.kind, ErrorKind::Full | ErrorKind::Invalid)
+    }
+
+    /// Jobs of a publication that are known to be stored although it failed. They need not be published
+    /// again, which on a broker that knows no ids would make a copy of each.
+    ///
+    /// That one is missing here says nothing; see [`Error::may_be_stored`].
+    #[must_use]
+    pub fn stored(&self) -> &[JobId] {
+        &self.stored
     }
 
     /// Whether the broker has answered, if with a no: that the queue is full, or that what was given is

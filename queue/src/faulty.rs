@@ -3,9 +3,9 @@
 //! Wrap any queue in [`Faulty`], run the whole pipeline on it under tokio's paused time on one
 //! thread, and a seed that breaks a promise breaks it again when it is run again.
 
+mod fate;
 mod faults;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -16,17 +16,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
 
 use crate::delivery::{all_settled, note};
 use crate::{
     AnyQueue, Backlog, Broker, Cancelled, DeadLetter, DeadLetters, Delivery, Depth, Elsewhere,
     Error, ErrorKind, Frame, Info, Job, JobId, JobResult, JobState, Link, Operator, Published,
-    Purged, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, Verdict,
-    WorkerStatus,
+    Purged, Receipt, Result, ResultStore, Settled, Settlement, Stored, Unsettled, WorkerStatus,
 };
+use fate::{Doomed, Failure, Fate};
 pub use faults::{Faults, Injected};
 
 /// Any queue, but things go wrong with it, all drawn from one seed.
@@ -34,6 +32,7 @@ pub use faults::{Faults, Injected};
 /// # Behavior
 /// - A call may be held up, may fail without effect, or may fail though it had its effect; a
 ///   followed result may break off with an error.
+/// - Of the jobs of a publication some may be stored and the others refused.
 /// - A rejection may be refused while the other settlements of its call are carried out.
 /// - A delivery may get lost on the way: its job comes back when its lease ends.
 /// - A lease may end early: the job is ready again with the attempt charged and `lease expired` in
@@ -44,41 +43,11 @@ pub struct Faulty<B: ?Sized> {
     fate: Arc<Mutex<Fate>>,
 }
 
-struct Fate {
-    dice: StdRng,
-    faults: Faults,
-    injected: Injected,
-    /// Leases that will end early.
-    doomed: Vec<Doomed>,
-    /// Tokens of leases that did.
-    ended: HashSet<Arc<str>>,
-}
-
-struct Doomed {
-    at: Instant,
-    job: Job,
-    attempt: u32,
-    receipt: Receipt,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    Before,
-    After,
-}
-
 impl<B: ?Sized> Faulty<B> {
     /// Makes things go wrong with a queue.
     #[must_use]
     pub fn new(inner: Arc<B>, faults: Faults, seed: u64) -> Self {
-        let fate = Fate {
-            dice: StdRng::seed_from_u64(seed),
-            faults,
-            injected: Injected::default(),
-            doomed: Vec::new(),
-            ended: HashSet::new(),
-        };
-        Self { inner, fate: Arc::new(Mutex::new(fate)) }
+        Self { inner, fate: Arc::new(Mutex::new(Fate::new(faults, seed))) }
     }
 
     /// The same seed and faults around another handle to the queue.
@@ -125,59 +94,6 @@ impl<B: ?Sized> fmt::Debug for Faulty<B> {
     }
 }
 
-impl Fate {
-    fn draw(&mut self) -> (Duration, Option<Failure>) {
-        let Faults { fail_before, fail_after, delay, .. } = self.faults;
-        let pause = delay.mul_f64(self.dice.random());
-        let chance: f64 = self.dice.random();
-        if chance < fail_before {
-            self.injected.failed_before += 1;
-            return (pause, Some(Failure::Before));
-        }
-        if chance < fail_before + fail_after {
-            self.injected.failed_after += 1;
-            return (pause, Some(Failure::After));
-        }
-        (pause, None)
-    }
-
-    /// Loses some deliveries and dooms the leases of others.
-    fn afflict(&mut self, deliveries: Vec<Delivery>, lease: Duration) -> Vec<Delivery> {
-        let mut left = Vec::new();
-        for delivery in deliveries {
-            if self.dice.random::<f64>() < self.faults.drop_delivery {
-                self.injected.dropped += 1;
-                continue;
-            }
-            if self.dice.random::<f64>() < self.faults.end_lease {
-                self.doomed.push(Doomed {
-                    at: Instant::now() + lease.mul_f64(self.dice.random()),
-                    job: delivery.job.clone(),
-                    attempt: delivery.attempt,
-                    receipt: delivery.receipt().clone(),
-                });
-            }
-            left.push(delivery);
-        }
-        left
-    }
-
-    fn refuses(&mut self, verdict: &Verdict) -> bool {
-        let chance = self.faults.refuse_rejection;
-        let refuses = matches!(verdict, Verdict::Reject { .. }) && self.dice.random_bool(chance);
-        self.injected.refused += u64::from(refuses);
-        refuses
-    }
-
-    fn next_end(&self) -> Option<Instant> {
-        self.doomed.iter().map(|doomed| doomed.at).min()
-    }
-
-    fn is_ended(&self, receipt: &Receipt) -> bool {
-        self.ended.contains(&receipt.token)
-    }
-}
-
 impl<B: AnyQueue + ?Sized> Faulty<B> {
     async fn call<T, E: From<Error>>(
         &self,
@@ -192,6 +108,10 @@ impl<B: AnyQueue + ?Sized> Faulty<B> {
         }
         self.end_leases().await?;
         let value = effect.await?;
+        let lag = self.fate().faults.lag;
+        if !lag.is_zero() {
+            tokio::time::sleep(lag).await;
+        }
         let fails = failure == Some(Failure::After);
         if fails { Err(self.outage().in_doubt().into()) } else { Ok(value) }
     }
@@ -244,7 +164,21 @@ impl<B: AnyQueue + ?Sized + 'static> Backlog for Faulty<B> {
 #[async_trait]
 impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
     async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
-        self.call(self.inner.publish(jobs)).await
+        let effect = async {
+            let mut jobs = jobs;
+            let n_stored = self.fate().stores(jobs.len());
+            let refused = jobs.split_off(n_stored);
+            let published = self.inner.publish(jobs).await?;
+            let n_repeated = published.iter().filter(|one| one.duplicate).count();
+            self.fate().injected.repeated += n_repeated as u64;
+            if refused.is_empty() {
+                return Ok(published);
+            }
+            let stored = published.into_iter().map(|one| one.id).collect();
+            let full = Error::new(ErrorKind::Full, "the queue is full on purpose; try again");
+            Err(full.in_doubt().but_stored(stored))
+        };
+        self.call(effect).await
     }
 
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {

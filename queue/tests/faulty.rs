@@ -51,7 +51,27 @@ async fn a_call_that_fails_after_had_its_effect() {
     assert_eq!(queue.inner().depth().await.unwrap().in_flight, 1);
     queue.set(Faults::NONE);
     assert!(queue.publish(vec![job(1)]).await.unwrap()[0].duplicate);
-    assert_eq!(queue.injected(), Injected { failed_after: 2, ..Injected::default() });
+    let injected = Injected { failed_after: 2, repeated: 1, ..Injected::default() };
+    assert_eq!(queue.injected(), injected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_that_is_refused_by_half_tells_which_jobs_are_stored() {
+    let queue = Faulty::new(memory(), Faults { refuse_half: 1.0, ..Faults::NONE }, 1);
+    let error = queue.publish(vec![job(1), job(2), job(3)]).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_be_stored()), (ErrorKind::Full, true));
+    assert_eq!(error.stored(), [job(1).id]);
+    assert_eq!(queue.inner().depth().await.unwrap().ready, 1);
+    assert!(queue.publish(vec![job(2)]).await.unwrap_err().stored().is_empty(), "half of one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_answers_late_has_had_its_effect_before() {
+    let lag = Duration::from_secs(2);
+    let queue = Faulty::new(memory(), Faults { lag, ..Faults::NONE }, 1);
+    let cut_off = tokio::time::timeout(lag / 2, queue.publish(vec![job(1)])).await;
+    assert!(cut_off.is_err());
+    assert_eq!(queue.inner().depth().await.unwrap().ready, 1);
 }
 
 #[tokio::test(start_paused = true)]

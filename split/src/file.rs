@@ -6,39 +6,27 @@
 //! jobs-canary = 5
 //! ```
 
-use std::ops::Range;
-
-use toml::de::{DeTable, DeValue};
+use ebb_telemetry::{Text, TextError};
+use toml::de::DeValue;
 
 use crate::weights::{Share, Weights};
 
-/// What is wrong with the file, and where.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {words}")]
-pub(crate) struct FileError {
-    line: usize,
-    words: String,
-}
-
 /// Reads the text of a file.
-pub(crate) fn parse(text: &str) -> Result<Weights, FileError> {
-    let error = |at: &Range<usize>, words: String| {
-        let before = text.as_bytes().iter().take(at.start);
-        FileError { line: 1 + before.filter(|byte| **byte == b'\n').count(), words }
-    };
-    let root = DeTable::parse(text).map_err(|wrong| {
-        let at = wrong.span().unwrap_or(0..0);
-        error(&at, format!("this is not TOML: {}", wrong.message()))
-    })?;
+///
+/// # Errors
+/// Names the line, and what to write instead.
+pub(crate) fn parse(text: &str) -> Result<Weights, TextError> {
+    let text = Text(text);
+    let root = text.root()?;
     let (mut shares, mut place) = (Vec::new(), 0..0);
     for (key, value) in root.get_ref() {
-        let name = key.get_ref().as_ref();
-        let (true, DeValue::Table(table)) = (name == "weights", value.get_ref()) else {
-            let words = format!("key {name:?} is not known; write [weights] and QUEUE = WEIGHT");
-            return Err(error(&key.span(), words));
-        };
+        if key.get_ref() != "weights" {
+            let TextError { line, words } = text.unknown("", key, &["weights"]);
+            let words = format!("{words}; write [weights], and QUEUE = WEIGHT below it");
+            return Err(TextError { line, words });
+        }
         place = value.span();
-        for (queue, value) in table {
+        for (queue, value) in text.table("weights", value)? {
             let queue = queue.get_ref().as_ref();
             let number = match value.get_ref() {
                 DeValue::Integer(number) if number.radix() == 10 => number.as_str().parse().ok(),
@@ -46,11 +34,11 @@ pub(crate) fn parse(text: &str) -> Result<Weights, FileError> {
                 _ => None,
             };
             let words = || format!("weights.{queue} is a number, such as 5");
-            let weight = number.ok_or_else(|| error(&value.span(), words()))?;
+            let weight = number.ok_or_else(|| text.error(&value.span(), words()))?;
             shares.push(Share { queue: queue.to_owned(), weight });
         }
     }
-    Weights::new(shares).map_err(|wrong| error(&place, format!("weights: {wrong}")))
+    Weights::new(shares).map_err(|wrong| text.error(&place, format!("weights: {wrong}")))
 }
 
 #[cfg(test)]
@@ -72,8 +60,10 @@ mod tests {
             ("[weights]\na = \"5\"", "line 2: weights.a is a number, such as 5"),
             ("[weights]\na = -5", "weights: a: a weight is a number from 0 to"),
             ("[weights]\n\"a b\" = 5", "weights: queue name"),
-            ("[weight]\na = 5", "line 1: key \"weight\" is not known; write [weights]"),
-            ("weights = 5", "line 1: key \"weights\" is not known; write [weights]"),
+            ("\n[weight]\na = 5", "line 2: key \"weight\" is not known; use weights"),
+            ("jobs-stable = 5", "line 1: key \"jobs-stable\" is not known; the keys are weights"),
+            ("jobs-stable = 5", "write [weights], and QUEUE = WEIGHT below it"),
+            ("weights = 5", "line 1: weights is a table; write [weights]"),
             ("a = 5 = 5", "line 1: this is not TOML"),
         ] {
             let error = parse(text).expect_err(text).to_string();

@@ -8,6 +8,7 @@
 //! | `split_queue_refuses` | `to` | 1 while jobs are held for a queue that takes none, for a reason other than that it is full |
 //! | `split_given_back_total` | `to` | jobs that were given back to be received later, because too many wait for queues that refuse them |
 //! | `split_dead_total` | `reason`: expired, refused | jobs that became dead letters of the intake |
+//! | `split_dead_letter_looks_total` | - | looks for dead letters of the intake that are older than its `dead_ttl`, whether or not it has one |
 //! | `split_dead_letters_purged_total` | - | dead letters of the intake deleted because they were older than its `dead_ttl` |
 //! | `split_weight_ratio` | `to` | the share of the jobs that a queue is to get, from 0 to 1 |
 //! | `split_jobs_held` | - | jobs that were received and have not gone on |
@@ -164,5 +165,19 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new().expect("names and labels are constants, and the tests make one")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_at_the_top_has_every_metric() {
+        let (table, code) = include_str!("metrics.rs").split_once("use prometheus").unwrap();
+        let code = code.split("#[cfg(test)]").next().unwrap();
+        let names: Vec<_> = code.split('"').filter(|text| text.starts_with("split_")).collect();
+        assert!(names.len() > 15, "{names:?}");
+        let missing: Vec<_> =
+            names.into_iter().filter(|name| !table.contains(&format!("| `{name}` |"))).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }

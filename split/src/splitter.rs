@@ -4,6 +4,7 @@
 //! own id, then acknowledge it here. A crash in between repeats the steps, and each has the effect
 //! of one wherever the broker knows ids that it has seen.
 
+mod calls;
 mod ends;
 mod lane;
 mod queues;
@@ -14,11 +15,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{Clock, Delivery, Error, ErrorKind, Failure, Job, JobResult, Queue, Settlement};
+use ebb_queue::{Clock, Delivery, Error, ErrorKind, Failure, Job, Queue, Settlement};
 use ebb_telemetry::Gate;
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -26,6 +28,7 @@ use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::place::{Place, place};
 use crate::weights::{By, Weights};
+use calls::Sent;
 use lane::{Failures, Held, Lane};
 use window::Window;
 
@@ -100,6 +103,8 @@ pub(crate) struct Splitter {
     /// Those that came last, while a queue of theirs cannot be opened.
     refused: Option<Arc<Weights>>,
     lanes: BTreeMap<String, Lane>,
+    /// What is on its way to them.
+    calls: JoinSet<Sent>,
     window: Window,
     /// Settlements that the intake has not taken yet.
     settlements: Vec<Settlement>,
@@ -118,6 +123,7 @@ impl Splitter {
             refused: None,
             leases,
             lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
+            calls: JoinSet::new(),
             window: Window::new(parts.window, parts.body_memory),
             settlements: Vec::new(),
             failures: Failures::default(),
@@ -128,8 +134,8 @@ impl Splitter {
 
     /// Passes jobs on until the stop, then gives back what has not gone on.
     ///
-    /// A call that hangs at the stop has half of the grace period; what it was about comes back by its
-    /// lease, and the other half is for the rest.
+    /// A call that hangs at the stop has half of the grace period; what it was about is given back, or
+    /// comes back by its lease, and the other half is for the rest.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let grace = self.parts.grace;
         let mut stopped = None;
@@ -138,12 +144,13 @@ impl Splitter {
                 while !stop.is_cancelled() {
                     self.round(&stop).await;
                 }
+                self.hear_out().await;
             } => {}
             () = async {
                 stop.cancelled().await;
                 let at = *stopped.insert(Instant::now());
                 sleep_until(at + grace / 2).await;
-            } => warn!("a broker hangs; what was on its way comes back by its lease"),
+            } => warn!("a broker hangs; what was on its way there comes again"),
         }
         self.drain(stopped.unwrap_or_else(Instant::now) + grace).await;
     }
@@ -175,8 +182,7 @@ impl Splitter {
         match self.parts.intake.receive(room, wait).await {
             Ok(deliveries) => {
                 self.failures.reset();
-                self.parts.metrics.broker_up.set(1);
-                self.parts.gate.open();
+                self.answered();
                 deliveries.iter().for_each(|delivery| self.leases.hold(delivery));
                 self.window.saw(deliveries.iter().map(|delivery| delivery.job.body.len()));
                 deliveries
@@ -242,138 +248,11 @@ impl Splitter {
         let other = self.weights.choose_among(key, has_room);
         (other.unwrap_or(own).to_owned(), other.is_some())
     }
-
-    /// Queues that fail come after the others, and have little time: one that hangs holds up no other.
-    async fn publish(&mut self) {
-        for are_failing in [false, true] {
-            loop {
-                let lanes = self.lanes.iter();
-                let lanes = lanes.filter(|(_, lane)| lane.failures.are_none() != are_failing);
-                let names: Vec<String> = lanes.map(|(name, _)| name.clone()).collect();
-                let mut batches = Vec::new();
-                for name in names {
-                    let batch = self.next_batch(&name).await;
-                    batches.extend(batch.map(|batch| (name, batch)));
-                }
-                if batches.is_empty() {
-                    break;
-                }
-                self.publish_batches(batches).await;
-            }
-        }
-    }
-
-    /// The next jobs of a queue that may be tried, without those whose time is over.
-    async fn next_batch(&mut self, name: &str) -> Option<Vec<Held>> {
-        let now = self.parts.clock.now();
-        let lane = self.lanes.get_mut(name)?;
-        if lane.waiting.is_empty() {
-            // Else nobody would find out that there is room again.
-            lane.is_full = false;
-            return None;
-        }
-        if !lane.failures.may_try() {
-            return None;
-        }
-        let n_jobs = lane.chunk.min(lane.waiting.len());
-        let batch: Vec<Held> = lane.waiting.drain(..n_jobs).collect();
-        let mine = batch.into_iter().filter(|held| self.leases.holds(held.delivery.receipt()));
-        let (late, batch): (Vec<_>, Vec<_>) = mine.partition(|held| held.delivery.job.expired(now));
-        for held in late {
-            self.bury(held.delivery, Failure::expired()).await;
-        }
-        Some(batch)
-    }
-
-    /// Publishes to all of these queues at once.
-    async fn publish_batches(&mut self, batches: Vec<(String, Vec<Held>)>) {
-        let mut calls = Vec::new();
-        for (name, batch) in batches {
-            let queue = self.opened(&name).await;
-            let Some(lane) = self.lanes.get_mut(&name).filter(|_| !batch.is_empty()) else {
-                continue;
-            };
-            let Some(queue) = queue else {
-                lane.put_back(batch);
-                continue;
-            };
-            let limit = lane.limit(&batch);
-            let store = self.parts.results.clone().unwrap_or_else(|| queue.clone());
-            calls.push(async move {
-                let sent = timeout(limit, send(&queue, &store, &batch)).await;
-                let hangs = || Error::new(ErrorKind::Unavailable, "no answer in time");
-                let sent = sent.unwrap_or_else(|_| (vec![false; batch.len()], Err(hangs())));
-                (name, batch, sent)
-            });
-        }
-        let ended = join_all(calls).await;
-        let is_up = ended.iter().any(|(_, _, (_, published))| published.is_ok());
-        let is_away = |error: &Error| error.kind() == ErrorKind::Unavailable;
-        let mut errors = ended.iter().filter_map(|(_, _, (_, published))| published.as_ref().err());
-        let answers = is_up || !errors.any(is_away) || self.answers().await;
-        for (name, batch, (answered, published)) in ended {
-            let mut rest = Vec::with_capacity(batch.len());
-            for (held, is_answered) in batch.into_iter().zip(answered) {
-                if is_answered {
-                    self.settlements.push(held.delivery.ack());
-                } else {
-                    rest.push(held);
-                }
-            }
-            match published {
-                Ok(()) if rest.is_empty() => {}
-                Ok(()) => {
-                    if let Some(lane) = self.lanes.get_mut(&name) {
-                        lane.succeeded();
-                    }
-                    self.gone(&name, rest);
-                }
-                Err(error) => self.not_published(&name, rest, &error, answers).await,
-            }
-        }
-    }
-
-    fn gone(&mut self, name: &str, batch: Vec<Held>) {
-        let (metrics, now) = (&self.parts.metrics, self.parts.clock.now());
-        let jobs = metrics.jobs.with_label_values(&[name]);
-        for held in batch {
-            jobs.inc();
-            if held.spilled {
-                metrics.spilled.with_label_values(&[name]).inc();
-            }
-            let age = now.duration_since(held.delivery.job.enqueued_at);
-            metrics.age.observe(age.as_secs_f64().max(0.0));
-            self.settlements.push(held.delivery.ack());
-        }
-    }
 }
 
-/// Publishes jobs, and says of which there is an answer instead: those that may have gone there before,
-/// since the queue may have forgotten their ids. A failure is no answer, since a dead letter can be
-/// put back.
-async fn send(queue: &Queue, store: &Queue, batch: &[Held]) -> (Vec<bool>, ebb_queue::Result<()>) {
-    let is_answer = |found: Option<JobResult>| found.is_some_and(|one| one.outcome.is_final());
-    let answered = batch.iter().map(|held| async move {
-        held.before
-            && held.delivery.attempt > 1
-            && store.get(&held.delivery.job.id).await.is_ok_and(is_answer)
-    });
-    let answered = join_all(answered).await;
-    let rest = batch.iter().zip(&answered).filter(|(_, is_answered)| !**is_answered);
-    let jobs: Vec<Job> = rest.map(|(held, _)| as_published(&held.delivery.job)).collect();
-    if jobs.is_empty() {
-        return (answered, Ok(()));
-    }
-    let published = queue.publish(jobs).await.map(drop);
-    (answered, published)
-}
-
-/// The job as it goes on: under its own id, at its own age. Its idempotency key has done its work at
-/// the intake, and elsewhere could only be taken for that of another job.
-fn as_published(job: &Job) -> Job {
-    let mut job = job.clone();
-    job.headers.key = None;
-    job
+/// That nothing was said for too long.
+fn hangs() -> Error {
+    Error::new(ErrorKind::Unavailable, "no answer in time")
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::connect::Version;
 use super::core::Core;
 use super::names::{Lane, check_reply_to};
 use super::parcel::{MAX_VALUE, Parcel, long};
-use super::session::{Message, Session};
+use super::session::{Message, Posted, Session};
 use super::voice;
 use crate::{Error, ErrorKind, Job, JobId, JobResult, Published, Result, header};
 
@@ -40,8 +40,9 @@ pub(super) async fn publish(core: &Core, jobs: Vec<Job>) -> Result<Vec<Published
     check_room(core, &session, new.len()).await?;
     let now = core.clock.now();
     let mut messages = Vec::with_capacity(new.len());
-    let mut is_delayed = false;
+    let (mut is_delayed, mut ids) = (false, Vec::with_capacity(new.len()));
     for job in new {
+        ids.push(job.id.clone());
         let due = job.headers.not_before.unwrap_or(now);
         let delay = Duration::try_from(due.duration_since(now)).unwrap_or_default();
         is_delayed |= !delay.is_zero();
@@ -50,10 +51,14 @@ pub(super) async fn publish(core: &Core, jobs: Vec<Job>) -> Result<Vec<Published
         parcel.check()?;
         messages.push(core.to_lane_after(&session, &parcel, (lane, delay)).await?);
     }
-    session.publish(messages).await.map_err(|error| {
+    let Posted { is_stored, failed } = session.post_up_to_a_refusal(messages).await;
+    if let Some(error) = failed {
+        let stored = ids.into_iter().zip(is_stored).filter_map(|(id, is)| is.then_some(id));
         let is_refused = error.kind() == ErrorKind::Full && error.may_be_stored();
-        if is_refused { error.and("publish it again under the same id") } else { error }
-    })?;
+        let again = "publish it again under the same id";
+        let error = if is_refused { error.and(again) } else { error };
+        return Err(error.but_stored(stored.collect()));
+    }
     if is_delayed {
         voice::tell_of_delay(core, &session).await;
     }

@@ -201,23 +201,27 @@ impl Session {
     /// Publishes messages and returns when all of them are on the disks of the broker. None is
     /// published after one that it refused, but for those on their way together.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<()> {
-        let mut messages = messages.into_iter().peekable();
-        while messages.peek().is_some() {
-            let window: Vec<_> = messages.by_ref().take(WINDOW).collect();
-            let mut is_stored = vec![false; window.len()];
-            if let Some(refusal) = self.post_window(window, &mut is_stored).await? {
-                return Err(refusal);
-            }
-        }
-        Ok(())
+        self.post_up_to_a_refusal(messages).await.failed.map_or(Ok(()), Err)
+    }
+
+    /// The same, and says which of them are there.
+    pub(super) async fn post_up_to_a_refusal(&self, messages: Vec<Message>) -> Posted {
+        self.post_while(messages, Option::is_none).await
     }
 
     /// Publishes messages and says which of them are on the disks of the broker. One that it refuses
     /// leaves the others to their end.
     pub(super) async fn post(&self, messages: Vec<Message>) -> Posted {
+        self.post_while(messages, |_| true).await
+    }
+
+    async fn post_while(&self, messages: Vec<Message>, on: fn(&Option<Error>) -> bool) -> Posted {
         let (mut is_stored, mut failed) = (vec![false; messages.len()], None);
         let mut messages = messages.into_iter();
         for part in is_stored.chunks_mut(WINDOW) {
+            if !on(&failed) {
+                break;
+            }
             let window = messages.by_ref().take(WINDOW).collect();
             match self.post_window(window, part).await {
                 Ok(refusal) => refusal.into_iter().for_each(|error| note(&mut failed, error)),

@@ -17,8 +17,13 @@ pub struct Faults {
     pub end_lease: f64,
     /// The chance that a rejection finds no room among the dead letters, which is told for it alone.
     pub refuse_rejection: f64,
+    /// The chance that of the jobs of a publication the first half is stored and told, and the others are
+    /// refused as by a broker that is full and does not know what it has stored.
+    pub refuse_half: f64,
     /// The longest that a call is held up; each draws from nothing to this.
     pub delay: Duration,
+    /// How long each call takes to answer once it has had its effect.
+    pub lag: Duration,
     /// The error of calls that fail.
     pub kind: ErrorKind,
 }
@@ -31,7 +36,9 @@ impl Faults {
         drop_delivery: 0.0,
         end_lease: 0.0,
         refuse_rejection: 0.0,
+        refuse_half: 0.0,
         delay: Duration::ZERO,
+        lag: Duration::ZERO,
         kind: ErrorKind::Unavailable,
     };
 }
@@ -45,7 +52,9 @@ impl Default for Faults {
             drop_delivery: 0.05,
             end_lease: 0.05,
             refuse_rejection: 0.05,
+            refuse_half: 0.0,
             delay: Duration::from_millis(20),
+            lag: Duration::ZERO,
             kind: ErrorKind::Unavailable,
         }
     }
@@ -64,4 +73,6 @@ pub struct Injected {
     pub ended: u64,
     /// Rejections that found no room.
     pub refused: u64,
+    /// Jobs that were published although they were there: as many copies on a broker that knows no ids.
+    pub repeated: u64,
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use ebb_queue::{
-    Delivery, Error, ErrorKind, JobResult, Outcome, Queue, QueueUrl, Settled, Settlement,
+    Delivery, Error, ErrorKind, JobResult, Outcome, Priority, Queue, QueueUrl, Settled, Settlement,
     Timestamp, answer_at,
 };
 use ebb_servers::RabbitMq;
@@ -137,6 +137,25 @@ fn a_limit_of_the_broker_holds_every_client_back() {
         queue.settle(&acks).await.unwrap();
         until("there is room", async || queue.publish(vec![job("more")]).await.is_ok()).await;
         assert_eq!(take_one(&queue).await.job.id.as_str(), "more");
+    });
+}
+
+#[test]
+fn a_publication_of_which_a_part_finds_no_room_tells_which_jobs_are_stored() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "room-for-some")).await;
+        bound(server, "room-for-some", 1);
+        fill(server, "room-for-some").await;
+        let jobs = ["a", "b", "c", "d"].map(job);
+        let jobs = jobs.into_iter().enumerate().map(|(nth, mut job)| {
+            // Each priority has a queue of its own, and only one of them is full.
+            let is_stored = nth % 2 == 0;
+            job.headers.priority = if is_stored { Priority::High } else { Priority::Normal };
+            job
+        });
+        let error = queue.publish(jobs.collect()).await.unwrap_err();
+        assert_eq!((error.kind(), error.may_be_stored()), (ErrorKind::Full, true), "{error}");
+        assert_eq!(error.stored(), [job("a").id, job("c").id]);
     });
 }
 

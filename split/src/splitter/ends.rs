@@ -107,16 +107,23 @@ impl Splitter {
         }
         // Sent again, they have the effect of one.
         self.settlements = left;
-        if let Err(unsettled) = answers {
-            self.trouble("settle", &unsettled.error);
+        match answers {
+            Ok(_) => {
+                self.failures.reset();
+                self.answered();
+            }
+            Err(unsettled) => self.trouble("settle", &unsettled.error),
         }
     }
 
     /// Gives back what has not gone on, and says so until the broker has heard it.
     pub(super) async fn drain(mut self, end: Instant) {
+        self.calls.abort_all();
         let lanes = std::mem::take(&mut self.lanes);
-        let waiting = lanes.into_values().flat_map(|lane| lane.waiting);
-        self.settlements.extend(waiting.map(|held| held.delivery.release()));
+        // What is on its way may arrive all the same: the record at the intake says so to who sends it
+        // again.
+        let held = lanes.into_values().flat_map(|lane| lane.out.into_iter().chain(lane.waiting));
+        self.settlements.extend(held.map(|held| held.delivery.release()));
         let told = timeout_at(end, async {
             while !self.settlements.is_empty() {
                 self.settle().await;
@@ -135,6 +142,15 @@ impl Splitter {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "what was fetched ahead comes back by itself"),
             Err(_) => warn!("the broker hangs; what was fetched ahead comes back by its lease"),
+        }
+    }
+
+    /// The broker has answered, whatever it was asked; that counts for little while nothing can be written
+    /// down there.
+    pub(super) fn answered(&self) {
+        if self.records.may_try() {
+            self.parts.metrics.broker_up.set(1);
+            self.parts.gate.open();
         }
     }
 

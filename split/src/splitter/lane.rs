@@ -22,21 +22,21 @@ const MANY: u32 = 10;
 /// Pauses before a queue that cannot be opened is tried again: each try is a connection.
 const OPENINGS: RetryPolicy = RetryPolicy { cap: Duration::from_secs(30), ..PAUSES };
 
+/// So is a silence that outlasts this and more than one call: the first may be the end of an outage.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// What a publish may take at most: longer than the brokers' own limits.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The same to a queue that has failed, since the others wait for it; besides there is time for the
-/// bodies.
-const HASTE: Duration = Duration::from_secs(1);
-
-/// Bytes of bodies that a broker takes in a millisecond, if it takes them slowly.
-const SLOW: usize = 10_000;
 
 /// A queue that jobs go to, and those that wait for it.
 pub(super) struct Lane {
     /// Missing until it could be opened.
     pub(super) queue: Option<Queue>,
     pub(super) waiting: VecDeque<Held>,
+    /// Jobs on their way there; no others are sent meanwhile.
+    pub(super) out: Vec<Held>,
+    /// When they, or those before them, were sent.
+    sent: Instant,
     /// Jobs that are published together: fewer where there is little room.
     pub(super) chunk: usize,
     pub(super) is_full: bool,
@@ -46,8 +46,9 @@ pub(super) struct Lane {
     pub(super) gave_back: Option<Instant>,
     /// A publish may have had its effect though it failed, and none has gone well since.
     pub(super) in_doubt: bool,
-    /// Failures in a row while the broker answers otherwise.
-    pub(super) n_alone: u32,
+    /// Failures in a row while the broker answers otherwise, and when the first of them began.
+    n_alone: u32,
+    silent_since: Option<Instant>,
     pub(super) failures: Failures,
     /// When a job or weights last named it.
     pub(super) used: Instant,
@@ -82,35 +83,42 @@ impl Lane {
         self.used.elapsed() >= span
     }
 
-    /// What a publish of these jobs may take.
-    pub(super) fn limit(&self, batch: &[Held]) -> Duration {
-        if self.failures.are_none() {
-            return PATIENCE;
-        }
-        let n_bytes: usize = batch.iter().map(|held| held.delivery.job.body.len()).sum();
-        HASTE + Duration::from_millis(u64::try_from(n_bytes / SLOW).unwrap_or(u64::MAX))
+    /// These jobs are sent there.
+    pub(super) fn begin(&mut self, batch: Vec<Held>) {
+        (self.out, self.sent) = (batch, Instant::now());
     }
 
     /// It took jobs.
     pub(super) fn succeeded(&mut self) {
         self.failures.reset();
         (self.is_full, self.refuses, self.in_doubt) = (false, false, false);
-        (self.gave_back, self.n_alone) = (None, 0);
+        (self.gave_back, self.n_alone, self.silent_since) = (None, 0, None);
         self.chunk = (self.chunk * 2).min(CHUNK);
     }
 
     /// It did not answer; whether its broker does otherwise says whether that is about this queue.
     pub(super) fn did_not_answer(&mut self, is_alone: bool) {
         self.in_doubt = true;
-        self.n_alone = if is_alone { self.n_alone.saturating_add(1) } else { 0 };
-        self.refuses |= self.n_alone >= MANY;
-        // Fewer are sooner done, where there is little time.
+        if is_alone {
+            self.n_alone = self.n_alone.saturating_add(1);
+            let since = *self.silent_since.get_or_insert(self.sent);
+            let is_silent = self.n_alone > 1 && since.elapsed() >= SILENCE;
+            self.refuses |= self.n_alone >= MANY || is_silent;
+        } else {
+            (self.n_alone, self.silent_since) = (0, None);
+        }
+        // Fewer are sooner done, and fewer are in doubt.
         self.chunk = (self.chunk / 2).max(1);
     }
 
-    /// Bytes of the bodies that wait.
+    /// Its jobs, those on their way there included.
+    pub(super) fn n_jobs(&self) -> usize {
+        self.waiting.len() + self.out.len()
+    }
+
+    /// Bytes of their bodies.
     pub(super) fn n_bytes(&self) -> usize {
-        self.waiting.iter().map(|held| held.delivery.job.body.len()).sum()
+        self.waiting.iter().chain(&self.out).map(|held| held.delivery.job.body.len()).sum()
     }
 
     /// It could not be opened, or not be published to.
@@ -126,12 +134,15 @@ impl Default for Lane {
         Self {
             queue: None,
             waiting: VecDeque::new(),
+            out: Vec::new(),
+            sent: Instant::now(),
             chunk: CHUNK,
             is_full: false,
             refuses: false,
             gave_back: None,
             in_doubt: false,
             n_alone: 0,
+            silent_since: None,
             failures: Failures::default(),
             used: Instant::now(),
         }
@@ -158,10 +169,6 @@ impl Failures {
 
     pub(super) fn reset(&mut self) {
         *self = Self::default();
-    }
-
-    pub(super) fn are_none(&self) -> bool {
-        self.n == 0
     }
 
     pub(super) fn may_try(&self) -> bool {

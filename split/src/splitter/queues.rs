@@ -9,8 +9,8 @@ use ebb_queue::{Delivery, Error, ErrorKind, Failure, Queue, RetryPolicy, Settlem
 use tokio::time::{Instant, timeout};
 use tracing::{debug, error, info, warn};
 
-use super::Splitter;
 use super::lane::{Held, Lane};
+use super::{Splitter, hangs};
 use crate::metrics::QUEUES;
 use crate::weights::Weights;
 
@@ -69,11 +69,12 @@ impl Splitter {
             return lane.queue.clone();
         }
         let opened = timeout(OPENING, (self.parts.open)(name.to_owned())).await;
-        let hangs = |_| Err(Error::new(ErrorKind::Unavailable, "no answer in time"));
-        match opened.unwrap_or_else(hangs) {
+        match opened.unwrap_or_else(|_| Err(hangs())) {
             Ok(queue) => {
                 let lane = self.lanes.entry(name.to_owned()).or_default();
-                *lane = Lane { waiting: take(&mut lane.waiting), ..Lane::new(queue) };
+                let waiting = take(&mut lane.waiting);
+                *lane = Lane::new(queue);
+                lane.waiting = waiting;
                 lane.queue.clone()
             }
             Err(error) => {
@@ -98,13 +99,19 @@ impl Splitter {
     pub(super) async fn not_published(
         &mut self,
         name: &str,
-        batch: Vec<Held>,
+        mut batch: Vec<Held>,
         error: &Error,
         answers: bool,
     ) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
-        let n_jobs = batch.len();
-        let may_halve = matches!(error.kind(), ErrorKind::Full | ErrorKind::Invalid) && n_jobs > 1;
+        let (n_jobs, in_doubt) = (batch.len(), error.may_be_stored());
+        batch.iter_mut().for_each(|held| held.before |= in_doubt);
+        let may_halve = match error.kind() {
+            // Where it is not known what was stored, each that is sent again may leave a copy.
+            ErrorKind::Full => !in_doubt && n_jobs > 1,
+            ErrorKind::Invalid => n_jobs > 1,
+            _ => false,
+        };
         if may_halve {
             // Fewer may fit, or the one that cannot go is found.
             lane.chunk = n_jobs / 2;
@@ -119,6 +126,9 @@ impl Splitter {
         match error.kind() {
             ErrorKind::Full => {
                 lane.refuses = false;
+                if in_doubt {
+                    lane.chunk = 1;
+                }
                 if !may_halve && !lane.is_full {
                     lane.is_full = true;
                     self.parts.metrics.full.with_label_values(&[name]).inc();
@@ -150,11 +160,11 @@ impl Splitter {
         for (name, lane) in &self.lanes {
             // What was given back comes again within that time, unless it has ended.
             let comes_again = lane.gave_back.is_some_and(|at| at.elapsed() <= 2 * PAUSES.cap);
-            let is_held_up = lane.refuses && (comes_again || !lane.waiting.is_empty());
+            let is_held_up = lane.refuses && (comes_again || lane.n_jobs() > 0);
             self.parts.metrics.refuses.with_label_values(&[name]).set(is_held_up.into());
         }
         let refusing = || self.lanes.values().filter(|lane| lane.refuses);
-        let mut n_jobs: usize = refusing().map(|lane| lane.waiting.len()).sum();
+        let mut n_jobs: usize = refusing().map(Lane::n_jobs).sum();
         let mut n_bytes: usize = refusing().map(Lane::n_bytes).sum();
         loop {
             // One stays, to find out when the queue takes jobs again, unless it is too large for that:
@@ -164,7 +174,7 @@ impl Splitter {
                 return;
             }
             let n_stay = usize::from(!by_bytes);
-            let size = |lane: &Lane| if by_bytes { lane.n_bytes() } else { lane.waiting.len() };
+            let size = |lane: &Lane| if by_bytes { lane.n_bytes() } else { lane.n_jobs() };
             let lanes = self.lanes.iter_mut();
             let lanes = lanes.filter(|(_, lane)| lane.refuses && lane.waiting.len() > n_stay);
             let Some((name, lane)) = lanes.max_by_key(|(_, lane)| size(lane)) else { return };
@@ -185,7 +195,7 @@ impl Splitter {
         let names = |weights: &Weights, name: &str| weights.queues().any(|queue| queue == name);
         let is_idle = |(name, lane): &(&String, &Lane)| {
             let is_named = names(&self.weights, name) || names(&newest, name);
-            !is_named && lane.waiting.is_empty() && lane.is_idle_for(IDLE)
+            !is_named && lane.n_jobs() == 0 && lane.is_idle_for(IDLE)
         };
         let idle: Vec<String> =
             self.lanes.iter().filter(is_idle).map(|(name, _)| name.clone()).collect();

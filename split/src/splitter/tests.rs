@@ -8,7 +8,7 @@ use ebb_queue::faulty::{Faults, Faulty};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Behavior, Broker, Cancelled, DeadLetters, Error, ErrorKind, Failure, FailureKind,
-    JobId, OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
+    JobId, JobResult, OpenOptions, Operator, Outcome, ResultStore, Timestamp, TokioClock,
 };
 use ebb_telemetry::{GateKind, Health};
 use tokio_util::task::AbortOnDropHandle;
@@ -45,6 +45,7 @@ struct Scene {
     /// How queues are opened that the first weights do not name.
     opening: Open,
     metrics: Metrics,
+    health: Health,
     n_starts: std::cell::Cell<u64>,
 }
 
@@ -69,6 +70,7 @@ impl Scene {
             grace: Duration::from_secs(5),
             opening: Arc::new(|name| unreachable!("{name} is open")),
             metrics: Metrics::default(),
+            health: Health::new(),
             n_starts: std::cell::Cell::new(0),
             clock,
         }
@@ -108,6 +110,14 @@ impl Scene {
         }
     }
 
+    /// Lets things go wrong with one of its queues, or with the intake.
+    fn afflict(&mut self, name: &'static str, faults: Faults) -> Faulty<MemoryQueue> {
+        let queue = self.versions.get(name).unwrap_or(&self.intake);
+        let faulty = Faulty::new(Arc::new(queue.clone()), faults, 1);
+        self.denied.push((name, faulty.clone()));
+        faulty
+    }
+
     /// Starts a split; dropped, it crashes.
     fn start(&self, stop: &CancellationToken) -> (AbortOnDropHandle<()>, AbortOnDropHandle<()>) {
         let (splitter, leases) = self.splitter();
@@ -124,7 +134,6 @@ impl Scene {
             .map(|((name, queue), nth)| (name.clone(), self.named(name, queue, nth)))
             .collect();
         let leases = Leases::default();
-        let health = Health::new();
         let parts = Parts {
             intake: self.named("intake", &self.intake, 0),
             results: self.results.clone().map(|results| Arc::new(results) as Queue),
@@ -138,7 +147,7 @@ impl Scene {
             grace: self.grace,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
-            gate: health.gate("broker", GateKind::Ready),
+            gate: self.health.gate("broker", GateKind::Ready),
         };
         (Splitter::new(parts, leases.clone(), queues), leases)
     }
@@ -357,11 +366,22 @@ async fn a_job_that_went_to_a_queue_which_cannot_be_opened_waits_and_holds_up_no
 /// A job that a split took before and sent to stable, as its record says; what became of it there
 /// is this.
 async fn taken_before(scene: &Scene, store: &MemoryQueue, outcome: Outcome) {
+    let killed = |first: Delivery| first.retry(Duration::ZERO, "the split was killed");
+    taken_and(scene, killed, store, outcome).await;
+}
+
+/// The same with the end that the first split made of it.
+async fn taken_and(
+    scene: &Scene,
+    end: impl Fn(Delivery) -> Settlement,
+    store: &MemoryQueue,
+    outcome: Outcome,
+) {
     let (id, finished_at): (JobId, _) = ("job-0".parse().unwrap(), scene.clock.now());
     scene.publish(1, |_, _| {}).await;
     let max = NonZeroUsize::MIN;
     let first = scene.intake.receive(max, Duration::ZERO).await.unwrap().remove(0);
-    scene.intake.settle(&[first.retry(Duration::ZERO, "the split was killed")]).await.unwrap();
+    scene.intake.settle(&[end(first)]).await.unwrap();
     scene.intake.put(&JobResult::moved(id.clone(), "stable", finished_at)).await.unwrap();
     store.put(&JobResult { id, attempt: 1, outcome, finished_at, queue: None }).await.unwrap();
 }
@@ -419,6 +439,136 @@ async fn a_job_that_was_answered_is_not_passed_on_again_wherever_answers_are() {
         scene.until_empty().await;
         assert_eq!(scene.take("stable").await.len(), 0, "apart: {apart}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_answered_is_not_passed_on_again_after_a_stop_that_gave_it_back() {
+    let scene = Scene::new(None);
+    let outcome = Outcome::Completed { content_type: "text/plain".into(), body: "a".into() };
+    taken_and(&scene, Delivery::release, &scene.versions["stable"], outcome).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until_empty().await;
+    assert_eq!(scene.take("stable").await.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_may_have_gone_on_is_looked_for_before_it_is_sent_again() {
+    let mut scene = Scene::new(None);
+    scene.weights.send_replace(weights("stable=0,canary=1"));
+    // It takes the job, and does not say so.
+    let canary = scene.afflict("canary", Faults { fail_after: 1.0, ..Faults::NONE });
+    scene.publish(1, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("the job", async || scene.waiting("canary").await == 1).await;
+    let id = scene.take("canary").await.remove(0).id;
+    let outcome = Outcome::Completed { content_type: "text/plain".into(), body: "a".into() };
+    let answer = JobResult { id, attempt: 1, outcome, finished_at: scene.clock.now(), queue: None };
+    scene.versions["canary"].put(&answer).await.unwrap();
+    let before = canary.injected().repeated;
+    canary.set(Faults::NONE);
+    scene.until_empty().await;
+    assert_eq!(canary.injected().repeated, before, "a broker may have forgotten its id");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_was_full_and_answers_late_from_then_on_gets_each_job_once() {
+    let mut scene = Scene::new(None);
+    let full = Faults { fail_before: 1.0, kind: ErrorKind::Full, ..Faults::NONE };
+    let canary = scene.afflict("canary", full);
+    scene.publish(40, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    let n_full = || scene.metrics.full.with_label_values(&["canary"]).get();
+    scene.until("a full queue", async || n_full() == 1).await;
+    canary.set(Faults { lag: Duration::from_secs(2), ..Faults::NONE });
+    scene.until_empty().await;
+    assert_eq!(canary.injected().repeated, 0);
+    assert_eq!(scene.waiting("stable").await + scene.waiting("canary").await, 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_answers_late_holds_up_no_other() {
+    let mut scene = Scene::new(None);
+    let canary = scene.afflict("canary", Faults { lag: PATIENCE / 2, ..Faults::NONE });
+    let stop = CancellationToken::new();
+    let (split, _keeper) = scene.start(&stop);
+    let begun = Instant::now();
+    scene.publish(60, |_, _| {}).await;
+    let n_stable = (0..60)
+        .filter(|nth| scene.weights.borrow().choose(&format!("job-{nth}")) == "stable")
+        .count() as u64;
+    scene.until("the others", async || scene.count("stable") == n_stable).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "held up for {:?}", begun.elapsed());
+    scene.until_empty().await;
+    assert_eq!((scene.count("canary"), canary.injected().repeated), (60 - n_stable, 0));
+
+    // What is on its way at a stop has half of the grace period, and is given back then.
+    scene.publish(60, |nth, job| job.id = format!("later-{nth}").parse().unwrap()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stop.cancel();
+    split.await.unwrap();
+    let depth = scene.intake.depth().await.unwrap();
+    assert_eq!(depth.in_flight, 0);
+    let max = NonZeroUsize::new(60).unwrap();
+    let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
+    assert_eq!(again.len() as u64, depth.ready);
+    assert!(!again.is_empty() && again.iter().all(|delivery| delivery.attempt == 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_jobs_than_may_be_held_for_a_queue_that_hangs_hold_up_the_others_for_a_minute_at_most()
+{
+    let mut scene = Scene::new(None);
+    scene.afflict("canary", Faults { lag: Duration::from_secs(7200), ..Faults::NONE });
+    scene.publish(400, |_, _| {}).await;
+    let n_stable = (0..400)
+        .filter(|nth| scene.weights.borrow().choose(&format!("job-{nth}")) == "stable")
+        .count() as u64;
+    let begun = Instant::now();
+    let _split = scene.start(&CancellationToken::new());
+    scene.until("the others", async || scene.count("stable") == n_stable).await;
+    assert!(begun.elapsed() < PATIENCE * 5 / 2, "held up for {:?}", begun.elapsed());
+    assert_eq!(scene.metrics.refuses.with_label_values(&["canary"]).get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_takes_some_of_its_jobs_and_is_full_gets_each_once() {
+    let mut scene = Scene::new(None);
+    let canary = scene.afflict("canary", Faults { refuse_half: 1.0, ..Faults::NONE });
+    scene.publish(60, |_, _| {}).await;
+    let _split = scene.start(&CancellationToken::new());
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        canary.set(Faults::NONE);
+        // Room for a few.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        canary.set(Faults { refuse_half: 1.0, ..Faults::NONE });
+    }
+    canary.set(Faults::NONE);
+    scene.until_empty().await;
+    assert_eq!(canary.injected().repeated, 0, "copies, on a broker that knows no ids");
+    assert_eq!(scene.waiting("canary").await, scene.count("canary"));
+    assert_eq!(scene.count("canary") + scene.count("stable"), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_back_is_told_though_as_many_jobs_are_held_as_may_be() {
+    let mut scene = Scene::new(Some(5));
+    let all = ["stable", "canary", "intake"].map(|name| scene.afflict(name, Faults::NONE));
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(200, |_, _| {}).await;
+    let in_flight = async || scene.intake.depth().await.unwrap().in_flight;
+    scene.until("a full window", async || in_flight().await == 64).await;
+    let is_up = || scene.metrics.broker_up.get() == 1;
+    let away = Faults { fail_before: 1.0, ..Faults::NONE };
+    all.iter().for_each(|queue| queue.set(away));
+    scene.until("an outage", async || !is_up()).await;
+    assert!(scene.health.ready().is_err());
+    all.iter().for_each(|queue| queue.set(Faults::NONE));
+    let begun = Instant::now();
+    scene.until("its end", async || is_up()).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(scene.health.ready(), Ok(()));
+    assert_eq!(in_flight().await, 64, "nothing more was received");
 }
 
 #[tokio::test(start_paused = true)]
