@@ -78,14 +78,16 @@ fn many_jobs_that_are_due_at_one_moment_hold_up_none_that_is_ready() {
         queue.publish(vec![ready]).await.unwrap();
         assert_eq!(queue.depth().await.unwrap().delayed, MANY as u64);
         until("they are due", async || Timestamp::now() > due).await;
-        let taken = receive(&queue, 1).await.unwrap();
-        assert_eq!(taken[0].job.id.as_str(), "ready");
+        let taken = receive(&queue, 1).await.unwrap().remove(0);
+        assert_eq!(taken.job.id.as_str(), "ready");
         let client = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
         let stream = client.get_stream("EBB_JOBS_jobs").await.unwrap();
         let n_stored = stream.cached_info().state.last_sequence as usize;
         let n_moved = n_stored - MANY - 1;
         println!("{n_moved} were moved before");
         assert!(n_moved < MANY / 2, "{n_moved}");
+        // Nobody extends its lease while the others are moved, however slow this machine is.
+        queue.settle(&[taken.ack()]).await.unwrap();
         let mut seen = std::collections::HashSet::new();
         while seen.len() < MANY {
             let taken = receive(&queue, 500).await.unwrap();
@@ -94,7 +96,7 @@ fn many_jobs_that_are_due_at_one_moment_hold_up_none_that_is_ready() {
             queue.settle(&acks).await.unwrap();
         }
         let depth = queue.depth().await.unwrap();
-        assert_eq!((depth.ready, depth.delayed, depth.in_flight), (0, 0, 1));
+        assert_eq!((depth.ready, depth.delayed, depth.in_flight), (0, 0, 0));
     });
 }
 
