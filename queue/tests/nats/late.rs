@@ -137,6 +137,40 @@ fn jobs_that_are_due_are_handed_out_beside_one_that_cannot_be_moved() {
 }
 
 #[test]
+fn many_moments_whose_jobs_cannot_be_moved_hold_up_none_that_come_after_them() {
+    const MANY: usize = 600;
+    const FEW: usize = 9;
+    on_each(async |server| {
+        let queue = try_open(&server.url()).await.unwrap();
+        let due = Timestamp::now() + Duration::from_secs(3);
+        let delayed = (0..MANY + FEW).map(|nth| {
+            let mut job = job(&nth.to_string());
+            job.headers.not_before = Some(due + Duration::from_millis(nth as u64));
+            job.body = vec![7; if nth < MANY { 20_000 } else { 9 }].into();
+            job
+        });
+        queue.publish(delayed.collect()).await.unwrap();
+        let client = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+        let mut stream = client.get_stream("EBB_JOBS_jobs").await.unwrap();
+        let info = stream.info().await.unwrap();
+        let mut config = info.config.clone();
+        config.max_bytes = i64::try_from(info.state.bytes).unwrap() + 10_000;
+        client.update_stream(&config).await.unwrap();
+        let last = due + Duration::from_millis((MANY + FEW) as u64);
+        until("all are due", async || Timestamp::now() > last).await;
+        let mut taken = std::collections::HashSet::new();
+        let end = Instant::now() + LONG;
+        while taken.len() < FEW {
+            assert!(Instant::now() < end, "{} were taken", taken.len());
+            // It fails where there is nothing but what cannot be moved.
+            let some = receive(&queue, MANY).await.unwrap_or_default();
+            taken.extend(some.into_iter().map(|one| one.job.id.to_string()));
+        }
+        assert!(taken.iter().all(|id| id.parse::<usize>().unwrap() >= MANY), "{taken:?}");
+    });
+}
+
+#[test]
 fn an_answer_that_is_told_long_before_it_can_be_read_is_told_soon() {
     on_each(async |server| {
         let way = Way::to(server.port()).await;
