@@ -17,11 +17,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::NatsQueue;
+use super::ending::Ending;
 use super::entry::Entry;
 use super::leases::Claims;
 use super::names::Place;
 use super::read::Kept;
-use super::settle::{Ending, token_of};
+use super::settle::token_of;
 use crate::owed;
 use crate::{Cancelled, JobId, JobResult, JobState, Outcome, Result};
 

@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::NatsQueue;
 use super::api::in_order;
+use super::ending::Ending;
 use super::entry::{Entry, Origin};
 use super::leases::Claims;
 use super::names::tick_now;
 use super::read::Kept;
-use super::settle::{Ending, token_of};
+use super::settle::token_of;
 use crate::owed;
 use crate::{
     DeadLetter, Elsewhere, ErrorKind, Job, JobId, Operator, Priority, Purged, Result, Timestamp,

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::api::in_order;
 use super::awake::Glance;
+use super::ending::Ending;
 use super::entry::{Entry, Origin, fits};
 use super::names::{Place, moment_of, tick_now};
 use super::read::Kept;
 use super::receive::CLEARING;
-use super::settle::Ending;
 use crate::owed;
 use crate::{Error, ErrorKind, Failure, Priority, Result, Timestamp};
 

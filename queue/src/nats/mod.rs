@@ -13,6 +13,7 @@ mod connect;
 mod consumer;
 mod dead;
 mod depth;
+mod ending;
 mod entry;
 mod later;
 mod leases;

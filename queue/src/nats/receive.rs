@@ -12,10 +12,11 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::bell::Bell;
+use super::ending::Ending;
 use super::entry::{Entry, Origin};
 use super::leases::{Claims, Held, Token, crashes};
 use super::names::{LANES, Lane, tick};
-use super::settle::{Ending, STILL_COUNTS};
+use super::settle::STILL_COUNTS;
 use crate::owed;
 use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
 

@@ -15,13 +15,14 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
+use super::ending::Ending;
 use super::entry::{Entry, MSG_ID, Origin};
 use super::later::{Pace, gravest};
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
 use super::publish::{Forgotten, Mark, read_mark};
 use super::read::Kept;
-use super::settle::{Ending, token_of};
+use super::settle::token_of;
 use super::topology::window;
 use crate::delivery::note;
 use crate::owed;
