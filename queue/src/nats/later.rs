@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
 use super::awake::Glance;
 use super::ending::Ending;
-use super::entry::{Entry, Origin, fits};
+use super::entry::{Entry, Origin};
 use super::names::{Place, moment_of, tick_now};
 use super::read::Kept;
 use super::receive::CLEARING;
@@ -320,41 +319,6 @@ impl NatsQueue {
         let origin =
             Origin { created: self.shared.created(), seq: kept.seq, at: kept.at, priority };
         Entry::read(&kept.headers, kept.body.clone(), origin)
-    }
-
-    /// Stores a job anew, to be ready at once or later, ahead of what was published since; the old
-    /// message may be removed then. Doing so twice has the effect of one. `None` where the message
-    /// would be too large: a stranger may leave no room for what we write beside a job.
-    pub(super) async fn put_back(
-        &self,
-        entry: &Entry,
-        seq: u64,
-        due: Option<Timestamp>,
-    ) -> Result<Option<u64>> {
-        let shared = &*self.shared;
-        let deadline = entry.job.headers.deadline;
-        let subject = match due {
-            Some(due) => shared.names.later(due, deadline),
-            None => shared.names.lane(entry.lane(true), deadline),
-        };
-        let Some(headers) = self.headers_beside(entry, seq)? else { return Ok(None) };
-        let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;
-        match due {
-            Some(_) => shared.later.disturb(),
-            None => shared.sight.fill(entry.lane(true), ack.seq),
-        }
-        Ok(Some(ack.seq))
-    }
-
-    /// Whether a job can be stored anew, with what we write beside it.
-    pub(super) fn has_room_beside(&self, entry: &Entry, seq: u64) -> bool {
-        self.headers_beside(entry, seq).is_ok_and(|headers| headers.is_some())
-    }
-
-    fn headers_beside(&self, entry: &Entry, seq: u64) -> Result<Option<HeaderMap>> {
-        let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
-        let max = self.shared.api.client.max_payload();
-        Ok(Some(headers).filter(|headers| fits(headers, &entry.job.body, max)))
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::NatsQueue;
 use super::api::in_order;
+use super::back::is_leaving;
 use super::entry::{Entry, cut};
 use super::leases::{Claims, Done, Held, Token};
 use super::names::token;
+use super::read::Kept;
 use crate::delivery::{all_settled, note};
 use crate::{
     Attempt, ErrorKind, JobId, Receipt, Result, Settled, Settlement, Timestamp, Unsettled, Verdict,
@@ -33,9 +35,12 @@ impl NatsQueue {
         // What goes back goes in its old order.
         let mut order: Vec<_> = settlements.iter().enumerate().collect();
         order.sort_by_cached_key(|(_, one)| Token::read(&one.receipt().token).map(|one| one.seq));
+        let noted = self.note_leaving(settlements).await;
+        let are_noted = noted.is_ok();
         // One that fails leaves the others to their end.
         let tasks: Vec<_> = order
             .into_iter()
+            .filter(|(_, one)| are_noted || !is_leaving(one.verdict()))
             .map(|(nth, one)| async move {
                 let settled = self.settle_one(one).await.or_else(|error| match error.kind() {
                     // It is the job that is wrong, and no later try will help.
@@ -48,14 +53,12 @@ impl NatsQueue {
                 Ok((nth, settled))
             })
             .collect();
-        let mut settled = in_order(tasks).await?;
+        let settled = in_order(tasks).await?;
         shared.leases.tell(&shared.api, shared.behavior.lease).await;
-        settled.sort_by_key(|(nth, _)| *nth);
-        let mut failed = None;
-        let answers = settled
-            .into_iter()
-            .map(|(_, settled)| settled.map_err(|error| note(&mut failed, error)).ok());
-        let answers = answers.collect();
+        let (mut failed, mut answers) = (noted.err(), vec![None; settlements.len()]);
+        for (nth, settled) in settled {
+            answers[nth] = settled.map_err(|error| note(&mut failed, error)).ok();
+        }
         all_settled(answers, failed)
     }
 
@@ -84,10 +87,18 @@ impl NatsQueue {
                 }
                 Done::Ack(Instant::now())
             }
-            (None, verdict) => match self.held_entry(&token, held).await? {
-                Some(entry) => self.pass_on(entry, settlement.attempt(), &token, verdict).await?,
-                None => return Ok(Settled::Lost),
-            },
+            (None, verdict) => {
+                let Some(entry) = self.held_entry(&token, held).await? else {
+                    return Ok(Settled::Lost);
+                };
+                let is_reject = matches!(verdict, Verdict::Reject(_));
+                if is_reject && self.left_as(&entry, &token).await?.is_some() {
+                    // It lives on, by another message.
+                    shared.api.ack(&token.reply, "+ACK").await?;
+                    return Ok(Settled::Lost);
+                }
+                self.pass_on(entry, settlement.attempt(), &token, verdict).await?
+            }
         };
         if let Done::Left = done {
             shared.leases.settle(&token, done);
@@ -99,7 +110,9 @@ impl NatsQueue {
                 return Err(error);
             }
             // It does not answer to what it does not know, and nobody else was handed the job.
-            shared.api.delete(&shared.names.jobs, token.seq).await?;
+            if self.kept_of(&token).await?.is_some() {
+                shared.api.delete(&shared.names.jobs, token.seq).await?;
+            }
         }
         shared.leases.settle(&token, done);
         Ok(Settled::Held)
@@ -176,30 +189,35 @@ impl NatsQueue {
             return Ok(Some(entry));
         }
         let shared = &*self.shared;
-        let Some(kept) = shared.api.at(&shared.names.jobs, token.seq).await? else {
-            return Ok(None);
-        };
+        let Some(kept) = self.kept_of(token).await? else { return Ok(None) };
         let mut entry = self.entry_of(&kept).0;
         if token.delivered > 1 {
             let claims = Claims::load(&shared.api, &shared.names).await?;
-            let claim = claims.get(token.seq).filter(|claim| claim.delivered == token.delivered);
+            let claim = claims.get(token.message());
+            let claim = claim.filter(|claim| claim.delivered == token.delivered);
             entry.history.extend(claim.into_iter().flat_map(|claim| claim.crashes.clone()));
         }
         Ok(Some(entry))
+    }
+
+    /// The message of this delivery, and no other of its number, if it is still there.
+    async fn kept_of(&self, token: &Token) -> Result<Option<Kept>> {
+        let shared = &*self.shared;
+        let kept = shared.api.at(&shared.names.jobs, token.seq).await?;
+        Ok(kept.filter(|kept| (kept.seq, kept.at) == token.message()))
     }
 
     /// Whether nobody else took the job since this delivery, and it is still there.
     async fn is_latest(&self, token: &Token) -> Result<bool> {
         let shared = &*self.shared;
         let is_newer = |delivered| delivered > token.delivered;
-        if shared.leases.get(token.seq).is_some_and(|held| is_newer(held.token.delivered)) {
-            return Ok(false);
-        }
-        if shared.api.at(&shared.names.jobs, token.seq).await?.is_none() {
+        let own = shared.leases.get(token.seq).map(|held| held.token);
+        let own = own.filter(|own| own.message() == token.message());
+        if own.is_some_and(|own| is_newer(own.delivered)) || self.kept_of(token).await?.is_none() {
             return Ok(false);
         }
         let claims = Claims::load(&shared.api, &shared.names).await?;
-        Ok(!claims.get(token.seq).is_some_and(|claim| is_newer(claim.delivered)))
+        Ok(!claims.get(token.message()).is_some_and(|claim| is_newer(claim.delivered)))
     }
 
     /// Whether a settlement that was carried out before is still the last that happened to its job.
@@ -209,9 +227,14 @@ impl NatsQueue {
             Done::Left => self.is_latest(token).await?,
             Done::Ack(at) => at.elapsed() < shared.behavior.key_ttl,
             Done::Back(seq) => {
-                let waits = shared.leases.get(seq).is_none()
-                    && shared.api.at(&shared.names.jobs, seq).await?.is_some();
-                waits && Claims::load(&shared.api, &shared.names).await?.get(seq).is_none()
+                let kept = shared.api.at(&shared.names.jobs, seq).await?;
+                match kept.filter(|_| shared.leases.get(seq).is_none()) {
+                    Some(Kept { seq, at, .. }) => {
+                        let claims = Claims::load(&shared.api, &shared.names).await?;
+                        claims.get((seq, at)).is_none()
+                    }
+                    None => false,
+                }
             }
             Done::Dead(seq) => {
                 let letter = self.dead_letter(id).await?;
@@ -223,13 +246,19 @@ impl NatsQueue {
 
     pub(super) async fn extend_all(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         let shared = &*self.shared;
+        if receipts.is_empty() {
+            return Ok(Vec::new());
+        }
         let n_held = shared.leases.n_held();
         let tasks = receipts.iter().map(|receipt| self.extend_one(receipt)).collect();
-        let extended = in_order(tasks).await?;
+        // Who has no room for more jobs looks at the stream at no other time. No lease waits long for that.
+        let look = timeout(shared.behavior.lease / 8, self.meet_again());
+        let (extended, _) = tokio::join!(in_order(tasks), look);
+        let extended = extended?;
         if shared.leases.n_held() > n_held {
             // Nobody else will say that these are held.
             shared.leases.write(&shared.api, shared.behavior.lease).await?;
-        } else if !receipts.is_empty() {
+        } else {
             shared.leases.tell(&shared.api, shared.behavior.lease).await;
         }
         Ok(extended)
@@ -261,9 +290,10 @@ impl NatsQueue {
         let Some(entry) = self.held_entry(&token, None).await? else { return Ok(()) };
         let deadline = entry.job.headers.deadline.map(super::names::tick);
         let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
-        let claim = claims.get(token.seq).filter(|claim| claim.delivered == token.delivered);
+        let claim = claims.get(token.message());
+        let claim = claim.filter(|claim| claim.delivered == token.delivered);
         let crashes = claim.map(|claim| claim.crashes.clone()).unwrap_or_default();
-        let held = Held { token, until, entry: Some(entry), deadline, crashes };
+        let held = Held { token, until, entry: Some(entry), deadline, crashes, leaves: false };
         self.shared.leases.take(vec![held]);
         Ok(())
     }
