@@ -8,7 +8,7 @@ use ebb_servers::{NatsCluster, NatsVersion};
 use tokio::time::timeout;
 
 use super::{on_cluster, on_its_own};
-use crate::{LONG, job, receive, try_open, until_ok};
+use crate::{LONG, job, receive, try_open, until, until_ok};
 
 async fn assert_is_put_back(cluster: &NatsCluster) {
     let url = format!("{}?queue=again&replicas=3&lease=3s", cluster.url());
@@ -23,7 +23,9 @@ async fn assert_is_put_back(cluster: &NatsCluster) {
     assert_eq!(settled.expect("it is put back"), [Settled::Held]);
     let last = until_ok(async || receive(&next, 1).await).await.remove(0);
     assert_eq!(last.attempt, 3);
-    assert_eq!(until_ok(async || next.depth().await).await.ready, 0);
+    let done = [last.ack()];
+    until_ok(async || Ok(next.settle(&done).await?)).await;
+    until("nothing is left", async || until_ok(async || next.depth().await).await.ready == 0).await;
 }
 
 #[test]
