@@ -17,11 +17,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::NatsQueue;
+use super::ending::Ending;
 use super::entry::Entry;
 use super::leases::Claims;
 use super::names::Place;
 use super::read::Kept;
-use super::settle::{Ending, token_of};
+use super::settle::token_of;
 use crate::owed;
 use crate::{Cancelled, JobId, JobResult, JobState, Outcome, Result};
 
@@ -137,7 +138,7 @@ impl NatsQueue {
             // Wherever it is; who holds what takes a look at the note of each handle.
             return Ok(false);
         }
-        let state = self.state_at(kept.seq, &entry.job).await?;
+        let state = self.state_at((kept.seq, kept.at), &entry.job).await?;
         let Some(failure) = failure.filter(|_| state != JobState::Dead) else {
             return Ok(state == JobState::Dead);
         };
@@ -145,8 +146,8 @@ impl NatsQueue {
             return Ok(false);
         }
         let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
-        let attempt =
-            claims.get(kept.seq).map_or(0, |claim| entry.attempts.saturating_add(claim.delivered));
+        let claim = claims.get((kept.seq, kept.at));
+        let attempt = claim.map_or(0, |claim| entry.attempts.saturating_add(claim.delivered));
         Ok(failure.attempt >= attempt)
     }
 
@@ -215,7 +216,7 @@ impl NatsQueue {
         if shared.api.at(&shared.names.jobs, kept.seq).await?.is_none() {
             return Ok(Some(Met::Moved));
         }
-        self.state_at(kept.seq, &entry.job).await.map(|state| Some(Met::Out(state)))
+        self.state_at((kept.seq, kept.at), &entry.job).await.map(|state| Some(Met::Out(state)))
     }
 
     /// The message of a job, if it can be found: by the number that is part of its id or that a worker

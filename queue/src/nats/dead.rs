@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::NatsQueue;
 use super::api::in_order;
+use super::ending::Ending;
 use super::entry::{Entry, Origin};
 use super::leases::Claims;
 use super::names::tick_now;
 use super::read::Kept;
-use super::settle::{Ending, token_of};
+use super::settle::token_of;
 use crate::owed;
 use crate::{
     DeadLetter, Elsewhere, ErrorKind, Job, JobId, Operator, Priority, Purged, Result, Timestamp,
@@ -43,7 +44,6 @@ impl NatsQueue {
             return Ok(());
         }
         let claims = Claims::load(&shared.api, &shared.names).await?;
-        let held: HashSet<_> = claims.live(survey.server_now).map(|claim| claim.seq).collect();
         // For all of them together: whoever looks waits for them.
         let told_by = owed::sending_ends(shared.behavior.lease);
         for subject in subjects {
@@ -51,11 +51,13 @@ impl NatsQueue {
             while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
                 seq = kept.seq + 1;
                 let (mut entry, _) = self.entry_of(&kept);
-                if held.contains(&kept.seq) || !entry.job.expired(now) {
+                let claim = claims.get((kept.seq, kept.at));
+                let is_held = claim.is_some_and(|claim| claim.until > survey.server_now);
+                if is_held || !entry.job.expired(now) {
                     continue;
                 }
                 let mut delivered = 1;
-                if let Some(claim) = claims.get(kept.seq) {
+                if let Some(claim) = claim {
                     delivered = claim.delivered.saturating_add(1);
                     entry.history.extend(claim.crashes.iter().cloned());
                     entry.charge(claim.delivered);

@@ -1,6 +1,6 @@
 //! How much waits and runs, from the subjects of the jobs and the notes of their holders.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use futures::future::try_join_all;
 
@@ -150,13 +150,13 @@ impl NatsQueue {
     /// How many of the expired jobs are done in truth: their worker was lost before the ack.
     async fn n_answered(&self, survey: &Survey, claims: &Claims, now: Timestamp) -> Result<u64> {
         let shared = &*self.shared;
-        let held: HashSet<_> = claims.live(survey.server_now).map(|claim| claim.seq).collect();
         let (mut n_examined, mut n_answered) = (0, 0);
         for subject in Self::expired_subjects(survey, tick_now(now)) {
             let mut seq = 1;
             while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
                 seq = kept.seq + 1;
-                if held.contains(&kept.seq) {
+                let claim = claims.get((kept.seq, kept.at));
+                if claim.is_some_and(|claim| claim.until > survey.server_now) {
                     continue;
                 }
                 let answer = self.answer(&self.entry_of(&kept).0.job.id).await?;

@@ -1,21 +1,21 @@
 //! What time alone makes ready or kills: the subjects of such jobs tell when.
 
+use std::collections::HashSet;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
 use super::awake::Glance;
-use super::entry::{Entry, Origin, fits};
+use super::ending::Ending;
+use super::entry::{Entry, Origin};
 use super::names::{Place, moment_of, tick_now};
 use super::read::Kept;
 use super::receive::CLEARING;
-use super::settle::Ending;
 use crate::owed;
 use crate::{Error, ErrorKind, Failure, Priority, Result, Timestamp};
 
@@ -75,8 +75,19 @@ struct Known {
     n_subjects: usize,
     /// Due moment, and the subject.
     due: Vec<(i64, String)>,
+    /// The same of those that failed to be moved, the least lately tried first: they hold up no other.
+    stuck: Vec<(i64, String)>,
     /// Deadline, and the subject, of those that will be dead before they are due.
     deadlines: Vec<(u64, String)>,
+}
+
+impl Known {
+    /// Keeps behind the others those that are still there of what could not be moved before.
+    fn take_stuck(&mut self, before: Vec<(i64, String)>) {
+        let all: HashSet<_> = before.iter().cloned().collect();
+        let there: HashSet<_> = self.due.extract_if(.., |one| all.contains(one)).collect();
+        self.stuck = before.into_iter().filter(|one| there.contains(one)).collect();
+    }
 }
 
 impl Later {
@@ -89,7 +100,8 @@ impl Later {
         self.n_disturbed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How long until the next known moment: past ones have jobs that no look had time for.
+    /// How long until the next known moment: past ones have jobs that no look had time for. Those that
+    /// could not be moved are tried again with each look, and ask for none.
     pub(super) fn until_due(&self, now: Timestamp) -> Option<Duration> {
         let known = self.known();
         let Known { due, deadlines, .. } = known.as_ref()?;
@@ -112,11 +124,14 @@ impl Later {
     /// Takes the subjects whose moment has come.
     fn ripe(&self, now: Timestamp) -> Ripe<'_> {
         let (millis, tick) = (now.as_millisecond(), tick_now(now));
-        let mut ripe = Ripe { later: self, due: Vec::new(), deadlines: Vec::new() };
+        let (due, stuck, deadlines) = (Vec::new(), Vec::new(), Vec::new());
+        let mut ripe = Ripe { later: self, due, stuck, deadlines };
         if let Some(known) = self.known().as_mut() {
             known.due.sort_unstable();
             let n_due = known.due.partition_point(|(due, _)| *due <= millis).min(IN_ONE_GO);
             ripe.due = known.due.drain(..n_due).collect();
+            let n_stuck = known.stuck.len().min(IN_ONE_GO - n_due);
+            ripe.due.extend(known.stuck.drain(..n_stuck));
             let all = mem::take(&mut known.deadlines).into_iter();
             (ripe.deadlines, known.deadlines) = all.partition(|(deadline, _)| *deadline <= tick);
         }
@@ -128,6 +143,8 @@ impl Later {
 struct Ripe<'a> {
     later: &'a Later,
     due: Vec<(i64, String)>,
+    /// Those of them that failed to be moved.
+    stuck: Vec<(i64, String)>,
     deadlines: Vec<(u64, String)>,
 }
 
@@ -137,11 +154,18 @@ impl Ripe<'_> {
         due.chain(self.deadlines.iter().map(|(_, subject)| subject)).cloned().collect()
     }
 
-    /// Forgets those of which nothing is left, in their order.
-    fn forget(&mut self, are_empty: Vec<bool>) {
-        let mut are_empty = are_empty.into_iter();
-        self.due.retain(|_| are_empty.next() != Some(true));
-        self.deadlines.retain(|_| are_empty.next() != Some(true));
+    /// Learns what became of these in their order, and forgets those of which nothing is left.
+    fn learn(&mut self, moved: &[Result<bool>]) {
+        let (of_due, of_deadlines) = moved.split_at(self.due.len());
+        for (one, moved) in mem::take(&mut self.due).into_iter().zip(of_due) {
+            match moved {
+                Ok(true) => {}
+                Ok(false) => self.due.push(one),
+                Err(_) => self.stuck.push(one),
+            }
+        }
+        let mut of_deadlines = of_deadlines.iter();
+        self.deadlines.retain(|_| !matches!(of_deadlines.next(), Some(Ok(true))));
     }
 }
 
@@ -149,6 +173,7 @@ impl Drop for Ripe<'_> {
     fn drop(&mut self) {
         if let Some(known) = self.later.known().as_mut() {
             known.due.append(&mut self.due);
+            known.stuck.append(&mut self.stuck);
             known.deadlines.append(&mut self.deadlines);
         }
     }
@@ -197,7 +222,7 @@ impl NatsQueue {
         let end = Some(Instant::now() + CLEARING);
         let pace = Pace::new(subjects.len(), self.shared.behavior.lease, end);
         let moved = self.move_subjects(&subjects, pace).await?;
-        ripe.forget(moved.iter().map(|moved| matches!(moved, Ok(true))).collect());
+        ripe.learn(&moved);
         gravest(moved)
     }
 
@@ -221,6 +246,7 @@ impl NatsQueue {
             n_disturbed,
             n_subjects: survey.places.len(),
             due: Vec::new(),
+            stuck: Vec::new(),
             deadlines: Vec::new(),
         };
         for (place, subject, _) in survey.places {
@@ -229,7 +255,9 @@ impl NatsQueue {
                 known.due.push((due, subject));
             }
         }
-        *self.shared.later.known() = Some(known);
+        let mut before = self.shared.later.known();
+        known.take_stuck(before.take().map(|before| before.stuck).unwrap_or_default());
+        *before = Some(known);
         Ok(())
     }
 
@@ -292,41 +320,6 @@ impl NatsQueue {
             Origin { created: self.shared.created(), seq: kept.seq, at: kept.at, priority };
         Entry::read(&kept.headers, kept.body.clone(), origin)
     }
-
-    /// Stores a job anew, to be ready at once or later, ahead of what was published since; the old
-    /// message may be removed then. Doing so twice has the effect of one. `None` where the message
-    /// would be too large: a stranger may leave no room for what we write beside a job.
-    pub(super) async fn put_back(
-        &self,
-        entry: &Entry,
-        seq: u64,
-        due: Option<Timestamp>,
-    ) -> Result<Option<u64>> {
-        let shared = &*self.shared;
-        let deadline = entry.job.headers.deadline;
-        let subject = match due {
-            Some(due) => shared.names.later(due, deadline),
-            None => shared.names.lane(entry.lane(true), deadline),
-        };
-        let Some(headers) = self.headers_beside(entry, seq)? else { return Ok(None) };
-        let ack = shared.api.publish(&subject, headers, entry.job.body.clone()).await?;
-        match due {
-            Some(_) => shared.later.disturb(),
-            None => shared.sight.fill(entry.lane(true), ack.seq),
-        }
-        Ok(Some(ack.seq))
-    }
-
-    /// Whether a job can be stored anew, with what we write beside it.
-    pub(super) fn has_room_beside(&self, entry: &Entry, seq: u64) -> bool {
-        self.headers_beside(entry, seq).is_ok_and(|headers| headers.is_some())
-    }
-
-    fn headers_beside(&self, entry: &Entry, seq: u64) -> Result<Option<HeaderMap>> {
-        let headers = entry.headers(&format!("{}/{seq}", entry.job.id))?;
-        let max = self.shared.api.client.max_payload();
-        Ok(Some(headers).filter(|headers| fits(headers, &entry.job.body, max)))
-    }
 }
 
 /// Goes on with these until one finds the server gone: those that have begun end, and of the others
@@ -379,13 +372,18 @@ mod tests {
     }
 
     fn known(later: &Later, due: &[(i64, &str)], deadlines: &[(u64, &str)]) {
-        *later.known() = Some(Known {
+        *later.known() = Some(of(later, due, deadlines));
+    }
+
+    fn of(later: &Later, due: &[(i64, &str)], deadlines: &[(u64, &str)]) -> Known {
+        Known {
             looked: Instant::now(),
             n_disturbed: later.n_disturbed.load(Ordering::Acquire),
             n_subjects: 2,
             due: due.iter().map(|(at, subject)| (*at, (*subject).to_owned())).collect(),
+            stuck: Vec::new(),
             deadlines: deadlines.iter().map(|(at, subject)| (*at, (*subject).to_owned())).collect(),
-        });
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -395,18 +393,46 @@ mod tests {
         let mut ripe = later.ripe(now);
         assert_eq!(ripe.subjects(), ["a", "b", "dead"]);
         assert!(later.ripe(now).subjects().is_empty(), "one look has them");
-        ripe.forget(vec![true, false, true]);
+        ripe.learn(&[Ok(true), Ok(false), Ok(true)]);
         // As where nobody waits for the look any more.
         drop(ripe);
         let mut rest = later.ripe(now);
         assert_eq!(rest.subjects(), ["b"]);
-        rest.forget(vec![true]);
+        rest.learn(&[Ok(true)]);
         drop(rest);
         assert!(later.ripe(now).subjects().is_empty());
         assert_eq!(later.until_due(now), Some(Duration::from_secs(4)));
         // Of the other the deadline comes in 8.9 s.
         known(&later, &[(10_900, "b")], &[(99, "alive")]);
         assert_eq!(later.until_due(now), Some(Duration::from_millis(8900)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_moved_is_tried_again_behind_all_others() {
+        const MANY: i64 = 3 * IN_ONE_GO as i64 / 2;
+        let (later, now) = (Later::default(), Timestamp::from_second(1).unwrap());
+        let names: Vec<_> = (0..MANY).map(|nth| (nth, format!("stuck-{nth:03}"))).collect();
+        let mut due: Vec<_> = names.iter().map(|(at, name)| (*at, &**name)).collect();
+        let fail = |mut ripe: Ripe<'_>| {
+            let failed = |_| Err(Error::new(ErrorKind::Full, "no room"));
+            let subjects = ripe.subjects();
+            ripe.learn(&subjects.iter().map(failed).collect::<Vec<_>>());
+            subjects
+        };
+        known(&later, &due, &[]);
+        assert_eq!(fail(later.ripe(now))[0], "stuck-000");
+        let second = fail(later.ripe(now));
+        assert_eq!((&*second[0], second.len()), ("stuck-512", IN_ONE_GO));
+        // All of them are tried in turn, and none hurries the next look.
+        assert_eq!(fail(later.ripe(now))[0], "stuck-256");
+        assert_eq!(later.until_due(now), None);
+        // Of those that a survey sees again, too, and of no others.
+        due.push((999, "small"));
+        let mut anew = of(&later, &due[1..], &[]);
+        anew.take_stuck(later.known().take().unwrap().stuck);
+        *later.known() = Some(anew);
+        let ripe = fail(later.ripe(now));
+        assert_eq!((&*ripe[0], &*ripe[1], ripe.len()), ("small", "stuck-001", IN_ONE_GO));
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,6 +55,8 @@ pub(super) struct Held {
     pub(super) deadline: Option<u64>,
     /// What became of earlier deliveries of this message.
     pub(super) crashes: Vec<Attempt>,
+    /// Whether its job is about to be stored anew, or may be.
+    pub(super) leaves: bool,
 }
 
 /// A settlement that was carried out.
@@ -108,7 +110,7 @@ impl Token {
     }
 
     /// What tells its message from all others.
-    fn message(&self) -> (u64, Timestamp) {
+    pub(super) fn message(&self) -> (u64, Timestamp) {
         (self.seq, self.stored_at)
     }
 }
@@ -168,11 +170,36 @@ impl Leases {
         }
     }
 
+    /// The jobs of these deliveries are about to be stored anew; whether one of them has a line in our note.
+    pub(super) fn part_with(&self, tokens: impl Iterator<Item = Token>) -> bool {
+        let (mut mine, mut is_any) = (self.mine(), false);
+        for token in tokens {
+            if let Some(held) = mine.held.get_mut(&token.seq)
+                && held.token == token
+            {
+                held.leaves = true;
+                is_any = true;
+            }
+        }
+        is_any
+    }
+
+    /// Nothing is held any more that was stored before its stream was made.
+    pub(super) fn forget_before(&self, created: Timestamp) {
+        self.mine().held.retain(|_, held| held.token.stored_at >= created);
+    }
+
     /// Remembers a settlement; the job is not held any more.
     pub(super) fn settle(&self, token: &Token, done: Done) {
-        let mut mine = self.mine();
-        // Who was left where it is keeps its line in the note.
-        if !matches!(done, Done::Left) {
+        let (mut mine, now) = (self.mine(), Instant::now());
+        let is_late = |held: &Held| held.token == *token && held.until <= now;
+        let keeps_line = match done {
+            Done::Left => true,
+            // The next one may have been handed the message before it was gone.
+            Done::Back(_) => mine.held.get(&token.seq).is_some_and(is_late),
+            Done::Ack(_) | Done::Dead(_) => false,
+        };
+        if !keeps_line {
             mine.held.remove(&token.seq);
         }
         mine.finished.remove(&token.message());
@@ -216,6 +243,8 @@ impl Leases {
             claims.push(Claim {
                 seq: *seq,
                 delivered: held.token.delivered,
+                at: Some(held.token.stored_at.as_millisecond()),
+                leaves: held.leaves,
                 left: i64::try_from(ahead).unwrap_or(i64::MAX)
                     - i64::try_from(behind).unwrap_or(i64::MAX),
                 deadline: held.deadline,
@@ -278,19 +307,38 @@ impl Claims {
                 claim.worker.clone_from(&note.worker);
                 let left = jiff::SignedDuration::from_millis(claim.left);
                 claim.until = kept.at.checked_add(left).unwrap_or(Timestamp::MAX);
-                // A lease may be extended through another handle than it was given to.
-                let age = |claim: &Claim| (claim.delivered, claim.until);
-                let known = claims.0.get(&claim.seq);
-                if known.is_none_or(|known| age(known) < age(&claim)) {
-                    claims.0.insert(claim.seq, claim);
-                }
+                claims.meet(claim);
             }
         }
         Ok(claims)
     }
 
-    pub(super) fn get(&self, seq: u64) -> Option<&Claim> {
-        self.0.get(&seq)
+    /// Takes the line of a note: of several the latest delivery, of the stream that was made last.
+    fn meet(&mut self, claim: Claim) {
+        let Some(known) = self.0.get_mut(&claim.seq) else {
+            self.0.insert(claim.seq, claim);
+            return;
+        };
+        if let (Some(before), Some(at)) = (known.at, claim.at)
+            && before != at
+        {
+            if before < at {
+                *known = claim;
+            }
+            return;
+        }
+        // A lease may be extended through another handle than it was given to.
+        let age = |claim: &Claim| (claim.delivered, claim.until);
+        let leaves = known.leaves || claim.leaves;
+        if age(known) < age(&claim) {
+            *known = claim;
+        }
+        known.leaves = leaves;
+    }
+
+    /// Who has, or had, the message of this number that was stored at this moment.
+    pub(super) fn get(&self, (seq, at): (u64, Timestamp)) -> Option<&Claim> {
+        self.0.get(&seq).filter(|claim| claim.is_of(at))
     }
 
     /// The leases that last, by the server's clock.
@@ -379,7 +427,57 @@ mod tests {
 
     fn claim(seq: u64) -> Claim {
         let (worker, until) = ("w".to_owned(), Timestamp::UNIX_EPOCH);
-        Claim { seq, delivered: 1, left: 0, deadline: None, crashes: Vec::new(), worker, until }
+        let (at, crashes) = (None, Vec::new());
+        Claim {
+            seq,
+            delivered: 1,
+            at,
+            left: 0,
+            deadline: None,
+            leaves: false,
+            crashes,
+            worker,
+            until,
+        }
+    }
+
+    #[test]
+    fn of_several_lines_for_a_number_the_latest_delivery_of_the_latest_stream_counts() {
+        let line = |at: Option<i64>, delivered, leaves| Claim { at, delivered, leaves, ..claim(7) };
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        let met = |lines: [Claim; 2]| {
+            let [a, b] = lines;
+            // Whichever is read first.
+            [[a.clone(), b.clone()], [b, a]].map(|lines| {
+                let mut claims = Claims::default();
+                lines.into_iter().for_each(|line| claims.meet(line));
+                claims
+            })
+        };
+        for claims in met([line(Some(5), 2, true), line(Some(9), 1, false)]) {
+            let known = claims.get((7, at(9))).unwrap();
+            assert_eq!((known.delivered, known.leaves), (1, false));
+            assert!(claims.get((7, at(5))).is_none() && claims.get((8, at(9))).is_none());
+        }
+        // Whoever was to store it anew may still be about to.
+        for claims in met([line(Some(9), 1, true), line(Some(9), 2, false)]) {
+            let known = claims.get((7, at(9))).unwrap();
+            assert_eq!((known.delivered, known.leaves), (2, true));
+        }
+        // An older version does not say which stream it means.
+        for claims in met([line(None, 2, false), line(Some(9), 1, false)]) {
+            assert_eq!(claims.get((7, at(9))).unwrap().delivered, 2);
+        }
+    }
+
+    #[test]
+    fn a_line_of_an_older_version_is_read_and_what_is_new_stands_only_where_it_says_something() {
+        let old = br#"{"worker":"w","jobs":[{"seq":7,"delivered":2,"left":9}]}"#;
+        let read: Note = serde_json::from_slice(old).unwrap();
+        let (claim, at) = (&read.jobs[0], Timestamp::UNIX_EPOCH);
+        assert!(!claim.leaves && claim.is_of(at) && claim.is_of(Timestamp::MAX));
+        let written = serde_json::to_string(claim).unwrap();
+        assert_eq!(written, r#"{"seq":7,"delivered":2,"left":9}"#);
     }
 
     #[test]
@@ -412,7 +510,7 @@ mod tests {
         let held = |seq: u64, until: Instant| {
             let reply = format!("$JS.ACK.S.normal.2.{seq}.40.1795255642697185435.3");
             let (token, crashes) = (Token::read(&reply).unwrap(), vec![attempt(&"x".repeat(250))]);
-            Held { token, until, entry: None, deadline: None, crashes }
+            Held { token, until, entry: None, deadline: None, crashes, leaves: false }
         };
         let read = || {
             let notes = leases.notes(now, lease, MAX);

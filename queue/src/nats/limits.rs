@@ -10,8 +10,11 @@ pub(crate) const LIMITS: &[Limit] = &[
                   shorter) and not as long as its job lives, and that of a job that was done no \
                   longer than its server runs, since JetStream keeps ids in memory; of one that was \
                   purged and published again these two minutes begin with its first publication; a \
-                  job that is moved into its lane as its delay ends is there twice where whoever \
-                  moves it loses the server for as long between storing it and deleting it; a key is \
+                  job that is moved into its lane as its delay ends, or retried, or given back, or \
+                  put elsewhere by whoever meets it first, since it came early or lay above its \
+                  priority, is there twice where whoever does that loses the server, or is lost, \
+                  between storing it anew and removing the old message, and nobody comes to that \
+                  within these two minutes, as where the lease is longer; a key is \
                   known for key_ttl after its publication, and looked up before the id; a full queue \
                   refuses what it knows as well",
     },
@@ -29,8 +32,11 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "fencing",
         instead: "JetStream takes any acknowledgement: that a lease is lost is looked up and not \
-                  enforced, so two who settle in the same millisecond may both succeed; a lease that \
-                  ended and is extended then may still go to the next who asks",
+                  enforced, so that another who settles while one does may succeed as well; a lease \
+                  that ended and is extended then may still go to the next who asks; who holds a job \
+                  of a stream that was deleted and made anew learns that when it next looks for jobs, \
+                  counts them or extends a lease, and what it settles before may remove another job, \
+                  which has the same number",
     },
     Limit {
         promise: "forgotten",

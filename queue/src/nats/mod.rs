@@ -4,15 +4,18 @@
 //! JetStream keeps the leases. What it cannot tell lies in subjects (when a job is due or dead) and
 //! in the notes of the handles (who holds what), so that nobody has to read the jobs to count them.
 
+mod admit;
 mod answers;
 mod api;
 mod awake;
+mod back;
 mod bell;
 mod cancel;
 mod connect;
 mod consumer;
 mod dead;
 mod depth;
+mod ending;
 mod entry;
 mod later;
 mod leases;
@@ -110,12 +113,14 @@ impl Shared {
     }
 
     /// The stream of the jobs is the one that was made then. Where that is another than before, it counts
-    /// anew. What was made earlier than the known one is gone: an answer came late.
+    /// anew, and nobody holds a job of the old one. What was made earlier than the known one is gone: an
+    /// answer came late.
     fn meet_stream(&self, created: Timestamp) {
         let mut known = self.created.lock().unwrap_or_else(PoisonError::into_inner);
         if created > *known {
             *known = created;
             self.unread().clear();
+            self.leases.forget_before(created);
         }
     }
 

@@ -9,13 +9,15 @@ use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::NatsQueue;
+use super::admit::Found;
 use super::api::ConsumerInfo;
+use super::ending::Ending;
 use super::entry::{Entry, Origin};
 use super::later::Survey;
 use super::names::Lane;
 use super::publish::{Mark, read_mark};
-use super::receive::{Found, Look};
-use super::settle::{Ending, token_of};
+use super::receive::Look;
+use super::settle::token_of;
 use crate::aside::FAR;
 use crate::unread::READ;
 use crate::{ErrorKind, Job, JobId, Priority, Result};

@@ -1,23 +1,20 @@
 //! Looks into the lanes in order, and hands out what is there under a lease.
 
 use std::array;
-use std::cmp::Reverse;
 use std::time::Duration;
 
-use async_nats::Message;
 use futures::future::join_all;
-use tokio::sync::OnceCell;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::NatsQueue;
+use super::admit::{Found, Known, Times};
 use super::bell::Bell;
-use super::entry::{Entry, Origin};
-use super::leases::{Claims, Held, Token, crashes};
-use super::names::{LANES, Lane, tick};
-use super::settle::{Ending, STILL_COUNTS};
+use super::ending::Ending;
+use super::leases::{Held, Token};
+use super::names::LANES;
 use crate::owed;
-use crate::{Attempt, Delivery, Error, ErrorKind, Priority, Receipt, Result};
+use crate::{Delivery, Error, ErrorKind, Receipt, Result};
 
 /// A wait looks again at least this often: nobody tells that a lease has ended.
 const LONGEST_NAP: Duration = Duration::from_secs(1);
@@ -42,39 +39,6 @@ const STEP: usize = 512;
 /// Where jobs of low priority that lie in the lane of normal ones are taken as they come: that lane
 /// after those of them that went on from there before.
 const RESTING: [usize; LANES.len()] = [0, 1, 2, 4, 3, 5];
-
-/// A delivery before it is handed out.
-pub(super) struct Found {
-    pub(super) held: Held,
-    pub(super) entry: Entry,
-}
-
-impl Found {
-    /// Who goes first.
-    pub(super) fn rank(&self) -> (Reverse<Priority>, u64) {
-        (Reverse(self.entry.job.headers.priority), self.entry.place)
-    }
-}
-
-/// What a look has read, once it had to.
-#[derive(Default)]
-struct Known {
-    claims: OnceCell<Claims>,
-    marks: OnceCell<()>,
-    /// Whether it was asked which stream the jobs are in.
-    stream: OnceCell<()>,
-}
-
-/// Moments that count for the jobs of one pull.
-#[derive(Debug, Clone, Copy)]
-struct Times {
-    /// When their lease ends.
-    until: Instant,
-    /// Until when replies may be sent: what was found waits for them.
-    told_by: Instant,
-    /// Until when it is waited for what is known of cancelled jobs.
-    known_by: Instant,
-}
 
 /// What a look brings.
 pub(super) struct Look {
@@ -250,95 +214,6 @@ impl NatsQueue {
             return CLEARING;
         }
         (self.shared.behavior.lease / 8).clamp(CLEARING, 10 * CLEARING)
-    }
-
-    /// A message as a job to run, unless it is none, or its time is over or has not come.
-    async fn admit(
-        &self,
-        message: Message,
-        lane: Lane,
-        Times { until, told_by, known_by }: Times,
-        known: &Known,
-    ) -> Result<Option<Found>> {
-        let shared = &*self.shared;
-        let Some(token) = message.reply.as_deref().and_then(Token::read) else {
-            return Ok(None);
-        };
-        if token.delivered > 1 && shared.leases.finished(&token).is_some() {
-            // What became of it is stored; only the acknowledgement was lost.
-            shared.api.ack(&token.reply, "+ACK").await?;
-            return Ok(None);
-        }
-        let headers = message.headers.unwrap_or_default();
-        if !Entry::is_named(&headers) {
-            known.stream.get_or_init(|| self.meet_again()).await;
-        }
-        let (created, priority) = (shared.created(), lane.priority);
-        let origin = Origin { created, seq: token.seq, at: token.stored_at, priority };
-        let (mut entry, wrong) = Entry::read(&headers, message.payload, origin);
-        let crashes = if token.delivered > 1 {
-            let load = || Claims::load(&shared.api, &shared.names);
-            self.crashes(&token, &entry, known.claims.get_or_try_init(load).await?)
-        } else {
-            Vec::new()
-        };
-        entry.history.extend(crashes.iter().cloned());
-        let mut attempted = entry.clone();
-        attempted.charge(token.delivered - 1);
-        let ending = Ending { seq: token.seq, delivered: token.delivered, told_by };
-        let is_back = lane.is_back || token.delivered > 1;
-        let is_marked = !is_back && {
-            known.marks.get_or_init(|| self.read_marks(known_by)).await;
-            self.is_marked(&entry.job.id)
-        };
-        let may_be_cancelled = is_back || is_marked;
-        let ended = if may_be_cancelled && self.ends_cancelled(&attempted, ending, known_by).await {
-            tracing::debug!(job.id = %entry.job.id, "dropped, since it was cancelled");
-            Some(true)
-        // What cannot be read may bear the id of a job that can.
-        } else if !lane.is_back && self.is_repetition(&attempted, origin, ending).await? {
-            tracing::debug!(job.id = %entry.job.id, "dropped, since its id or its key is known");
-            Some(true)
-        } else {
-            self.ends_waiting(&attempted, wrong, ending).await?
-        };
-        let due = entry.job.headers.not_before.filter(|due| !lane.is_back && *due > self.now());
-        if ended.is_none() && due.is_some() {
-            if self.put_back(&attempted, token.seq, due).await?.is_none() {
-                self.put_off(token, attempted, crashes).await?;
-                return Ok(None);
-            }
-        } else if ended.is_none() {
-            let deadline = entry.job.headers.deadline.map(tick);
-            let held = Held { token, until, entry: Some(entry), deadline, crashes };
-            return Ok(Some(Found { held, entry: attempted }));
-        }
-        if ended != Some(false) {
-            shared.api.ack(&token.reply, "+ACK").await?;
-        }
-        Ok(None)
-    }
-
-    /// Leaves a job that came too early where it is.
-    async fn put_off(&self, token: Token, entry: Entry, crashes: Vec<Attempt>) -> Result<()> {
-        let now = self.now();
-        let (headers, attempt) = (&entry.job.headers, entry.attempts.saturating_add(1));
-        let (due, deadline) = (headers.not_before.unwrap_or(now), headers.deadline.map(tick));
-        let held =
-            Held { token: token.clone(), until: Instant::now(), entry: None, deadline, crashes };
-        self.shared.leases.take(vec![held]);
-        let what = format!("handed out before its time, and {STILL_COUNTS}");
-        let after = Duration::try_from(due.duration_since(now)).unwrap_or_default();
-        self.leave(&token, Attempt { attempt, at: now, what }, after).await.map(drop)
-    }
-
-    /// A line for each earlier delivery of the message: none of them was settled.
-    fn crashes(&self, token: &Token, entry: &Entry, claims: &Claims) -> Vec<Attempt> {
-        let shared = &*self.shared;
-        let own = shared.leases.get(token.seq).filter(|held| held.until <= Instant::now());
-        let own = own.map(|held| (held.token.delivered, &*shared.worker));
-        let known = claims.get(token.seq).filter(|claim| claim.delivered < token.delivered);
-        crashes(entry.attempts, token.delivered, known, own, self.now())
     }
 
     /// In their order of publication, once the leases are noted.

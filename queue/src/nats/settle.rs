@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::NatsQueue;
 use super::api::in_order;
-use super::entry::{Death, Entry, cut};
+use super::back::is_leaving;
+use super::entry::{Entry, cut};
 use super::leases::{Claims, Done, Held, Token};
 use super::names::token;
+use super::read::Kept;
 use crate::delivery::{all_settled, note};
-use crate::owed::{self, Owed};
 use crate::{
-    Attempt, Error, ErrorKind, Failure, JobId, JobResult, Outcome, Receipt, Result, Settled,
-    Settlement, Stored, Unsettled, Verdict,
+    Attempt, ErrorKind, JobId, Receipt, Result, Settled, Settlement, Timestamp, Unsettled, Verdict,
 };
 
 /// The longest reason, in bytes, that stands in a holder's note: there it is kept beside many others.
@@ -22,16 +22,6 @@ const LONGEST_NOTE: usize = 256;
 /// Why an attempt counts that was none.
 pub(super) const STILL_COUNTS: &str =
     "counted, since the message leaves no room to write beside it that it was not tried";
-
-/// The message of a job that ends without a worker.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ending {
-    pub(super) seq: u64,
-    /// How often it was handed out, this time included.
-    pub(super) delivered: u32,
-    /// Until when a reply may be sent: other jobs wait for that.
-    pub(super) told_by: Instant,
-}
 
 impl NatsQueue {
     pub(super) async fn settle_all(
@@ -45,9 +35,12 @@ impl NatsQueue {
         // What goes back goes in its old order.
         let mut order: Vec<_> = settlements.iter().enumerate().collect();
         order.sort_by_cached_key(|(_, one)| Token::read(&one.receipt().token).map(|one| one.seq));
+        let noted = self.note_leaving(settlements).await;
+        let are_noted = noted.is_ok();
         // One that fails leaves the others to their end.
         let tasks: Vec<_> = order
             .into_iter()
+            .filter(|(_, one)| are_noted || !is_leaving(one.verdict()))
             .map(|(nth, one)| async move {
                 let settled = self.settle_one(one).await.or_else(|error| match error.kind() {
                     // It is the job that is wrong, and no later try will help.
@@ -60,14 +53,12 @@ impl NatsQueue {
                 Ok((nth, settled))
             })
             .collect();
-        let mut settled = in_order(tasks).await?;
+        let settled = in_order(tasks).await?;
         shared.leases.tell(&shared.api, shared.behavior.lease).await;
-        settled.sort_by_key(|(nth, _)| *nth);
-        let mut failed = None;
-        let answers = settled
-            .into_iter()
-            .map(|(_, settled)| settled.map_err(|error| note(&mut failed, error)).ok());
-        let answers = answers.collect();
+        let (mut failed, mut answers) = (noted.err(), vec![None; settlements.len()]);
+        for (nth, settled) in settled {
+            answers[nth] = settled.map_err(|error| note(&mut failed, error)).ok();
+        }
         all_settled(answers, failed)
     }
 
@@ -96,10 +87,18 @@ impl NatsQueue {
                 }
                 Done::Ack(Instant::now())
             }
-            (None, verdict) => match self.held_entry(&token, held).await? {
-                Some(entry) => self.pass_on(entry, settlement.attempt(), &token, verdict).await?,
-                None => return Ok(Settled::Lost),
-            },
+            (None, verdict) => {
+                let Some(entry) = self.held_entry(&token, held).await? else {
+                    return Ok(Settled::Lost);
+                };
+                let is_reject = matches!(verdict, Verdict::Reject(_));
+                if is_reject && self.left_as(&entry, &token).await?.is_some() {
+                    // It lives on, by another message.
+                    shared.api.ack(&token.reply, "+ACK").await?;
+                    return Ok(Settled::Lost);
+                }
+                self.pass_on(entry, settlement.attempt(), &token, verdict).await?
+            }
         };
         if let Done::Left = done {
             shared.leases.settle(&token, done);
@@ -111,7 +110,9 @@ impl NatsQueue {
                 return Err(error);
             }
             // It does not answer to what it does not know, and nobody else was handed the job.
-            shared.api.delete(&shared.names.jobs, token.seq).await?;
+            if self.kept_of(&token).await?.is_some() {
+                shared.api.delete(&shared.names.jobs, token.seq).await?;
+            }
         }
         shared.leases.settle(&token, done);
         Ok(Settled::Held)
@@ -138,7 +139,7 @@ impl NatsQueue {
         match verdict {
             Verdict::Retry { after, reason } => {
                 entry.record(attempt, now, reason);
-                let due = now.checked_add(*after).unwrap_or(crate::Timestamp::MAX);
+                let due = now.checked_add(*after).unwrap_or(Timestamp::MAX);
                 let due = (!after.is_zero()).then_some(due);
                 if let Some(seq) = self.put_back(&entry, token.seq, due).await? {
                     return Ok(Done::Back(seq));
@@ -188,30 +189,35 @@ impl NatsQueue {
             return Ok(Some(entry));
         }
         let shared = &*self.shared;
-        let Some(kept) = shared.api.at(&shared.names.jobs, token.seq).await? else {
-            return Ok(None);
-        };
+        let Some(kept) = self.kept_of(token).await? else { return Ok(None) };
         let mut entry = self.entry_of(&kept).0;
         if token.delivered > 1 {
             let claims = Claims::load(&shared.api, &shared.names).await?;
-            let claim = claims.get(token.seq).filter(|claim| claim.delivered == token.delivered);
+            let claim = claims.get(token.message());
+            let claim = claim.filter(|claim| claim.delivered == token.delivered);
             entry.history.extend(claim.into_iter().flat_map(|claim| claim.crashes.clone()));
         }
         Ok(Some(entry))
+    }
+
+    /// The message of this delivery, and no other of its number, if it is still there.
+    async fn kept_of(&self, token: &Token) -> Result<Option<Kept>> {
+        let shared = &*self.shared;
+        let kept = shared.api.at(&shared.names.jobs, token.seq).await?;
+        Ok(kept.filter(|kept| (kept.seq, kept.at) == token.message()))
     }
 
     /// Whether nobody else took the job since this delivery, and it is still there.
     async fn is_latest(&self, token: &Token) -> Result<bool> {
         let shared = &*self.shared;
         let is_newer = |delivered| delivered > token.delivered;
-        if shared.leases.get(token.seq).is_some_and(|held| is_newer(held.token.delivered)) {
-            return Ok(false);
-        }
-        if shared.api.at(&shared.names.jobs, token.seq).await?.is_none() {
+        let own = shared.leases.get(token.seq).map(|held| held.token);
+        let own = own.filter(|own| own.message() == token.message());
+        if own.is_some_and(|own| is_newer(own.delivered)) || self.kept_of(token).await?.is_none() {
             return Ok(false);
         }
         let claims = Claims::load(&shared.api, &shared.names).await?;
-        Ok(!claims.get(token.seq).is_some_and(|claim| is_newer(claim.delivered)))
+        Ok(!claims.get(token.message()).is_some_and(|claim| is_newer(claim.delivered)))
     }
 
     /// Whether a settlement that was carried out before is still the last that happened to its job.
@@ -221,9 +227,14 @@ impl NatsQueue {
             Done::Left => self.is_latest(token).await?,
             Done::Ack(at) => at.elapsed() < shared.behavior.key_ttl,
             Done::Back(seq) => {
-                let waits = shared.leases.get(seq).is_none()
-                    && shared.api.at(&shared.names.jobs, seq).await?.is_some();
-                waits && Claims::load(&shared.api, &shared.names).await?.get(seq).is_none()
+                let kept = shared.api.at(&shared.names.jobs, seq).await?;
+                match kept.filter(|_| shared.leases.get(seq).is_none()) {
+                    Some(Kept { seq, at, .. }) => {
+                        let claims = Claims::load(&shared.api, &shared.names).await?;
+                        claims.get((seq, at)).is_none()
+                    }
+                    None => false,
+                }
             }
             Done::Dead(seq) => {
                 let letter = self.dead_letter(id).await?;
@@ -235,13 +246,19 @@ impl NatsQueue {
 
     pub(super) async fn extend_all(&self, receipts: &[Receipt]) -> Result<Vec<Settled>> {
         let shared = &*self.shared;
+        if receipts.is_empty() {
+            return Ok(Vec::new());
+        }
         let n_held = shared.leases.n_held();
         let tasks = receipts.iter().map(|receipt| self.extend_one(receipt)).collect();
-        let extended = in_order(tasks).await?;
+        // Who has no room for more jobs looks at the stream at no other time. No lease waits long for that.
+        let look = timeout(shared.behavior.lease / 8, self.meet_again());
+        let (extended, _) = tokio::join!(in_order(tasks), look);
+        let extended = extended?;
         if shared.leases.n_held() > n_held {
             // Nobody else will say that these are held.
             shared.leases.write(&shared.api, shared.behavior.lease).await?;
-        } else if !receipts.is_empty() {
+        } else {
             shared.leases.tell(&shared.api, shared.behavior.lease).await;
         }
         Ok(extended)
@@ -273,125 +290,13 @@ impl NatsQueue {
         let Some(entry) = self.held_entry(&token, None).await? else { return Ok(()) };
         let deadline = entry.job.headers.deadline.map(super::names::tick);
         let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
-        let claim = claims.get(token.seq).filter(|claim| claim.delivered == token.delivered);
+        let claim = claims.get(token.message());
+        let claim = claim.filter(|claim| claim.delivered == token.delivered);
         let crashes = claim.map(|claim| claim.crashes.clone()).unwrap_or_default();
-        let held = Held { token, until, entry: Some(entry), deadline, crashes };
+        let held = Held { token, until, entry: Some(entry), deadline, crashes, leaves: false };
         self.shared.leases.take(vec![held]);
         Ok(())
     }
-
-    /// Makes a dead letter of a job whose message may be removed then.
-    async fn make_dead(
-        &self,
-        entry: &Entry,
-        seq: u64,
-        failure: &Failure,
-        at: crate::Timestamp,
-    ) -> Result<u64> {
-        let shared = &*self.shared;
-        let id = &entry.job.id;
-        let death = Death { failure: failure.clone(), at };
-        let max = shared.api.client.max_payload();
-        let (headers, body) = entry.letter(&format!("{id}/{seq}"), &death, max)?;
-        let subject = shared.names.subject(&format!("dead.{}", token_of(id)));
-        Ok(shared.api.publish(&subject, headers, body).await?.seq)
-    }
-
-    /// Ends a job that cannot be read, or whose deadline has passed by now; none where it lives on. Otherwise
-    /// whether its message may be removed then.
-    pub(super) async fn ends_waiting(
-        &self,
-        entry: &Entry,
-        wrong: Option<Error>,
-        ending: Ending,
-    ) -> Result<Option<bool>> {
-        if let Some(wrong) = wrong {
-            let why = Failure::invalid(wrong.to_string());
-            return self.bury(entry, ending, why).await.map(Some);
-        }
-        if entry.job.expired(self.now()) {
-            return self.expire(entry, ending).await.map(Some);
-        }
-        Ok(None)
-    }
-
-    /// A job whose deadline has passed is dead, or done where its answer is there. Whether its message may
-    /// be removed then.
-    pub(super) async fn expire(&self, entry: &Entry, ending: Ending) -> Result<bool> {
-        let answer = self.answer(&entry.job.id).await?;
-        let Some(answer) = answer.filter(|result| result.outcome.is_final()) else {
-            return self.bury(entry, ending, Failure::expired()).await;
-        };
-        let shared = &*self.shared;
-        // Whoever gave the answer through this handle may still say so.
-        if let Some(held) = shared.leases.get(ending.seq) {
-            shared.leases.settle(&held.token, Done::Ack(Instant::now()));
-        }
-        // Whoever gave the answer was lost, perhaps before it told it.
-        if was_tried(entry, ending.delivered) {
-            self.tell(entry, answer, ending.told_by).await;
-        }
-        Ok(true)
-    }
-
-    /// Makes a dead letter of a job for which no worker has a word to say, and tells whoever waits for
-    /// it; the rest as above.
-    pub(super) async fn bury(&self, entry: &Entry, ending: Ending, why: Failure) -> Result<bool> {
-        let Ending { seq, delivered, told_by } = ending;
-        let now = self.now();
-        self.make_dead(entry, seq, &why, now).await?;
-        let id = &entry.job.id;
-        let mut failure = JobResult::buried(id.clone(), entry.attempts, why.clone(), now);
-        let stored = match self.put_burial(&mut failure).await {
-            Ok(Stored::Stored) => Some(failure),
-            // An answer is that of another job, or is told by who gave it just now.
-            Ok(Stored::Duplicate) => {
-                let there = self.answer(id).await?;
-                let failed = there.filter(|stored| matches!(stored.outcome, Outcome::Failed(_)));
-                let is_this = |stored: &JobResult| {
-                    let Outcome::Failed(known) = &stored.outcome else { return false };
-                    known.reason == why.reason && stored.attempt == entry.attempts
-                };
-                match failed {
-                    // The same as above; of those who have the job at the same moment the one tells that
-                    // stored its failure.
-                    Some(stored) if was_tried(entry, delivered) => {
-                        Some(stored).filter(|stored| delivered > 1 || !is_this(stored))
-                    }
-                    // Whoever stored it removes the message, unless it was lost before it told.
-                    Some(stored) if is_this(&stored) => match owed::is_old(&stored, now) {
-                        true => Some(stored),
-                        false => return Ok(false),
-                    },
-                    _ => None,
-                }
-            }
-            Ok(Stored::Stale) => None,
-            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, %id, "the failed result is not stored");
-                Some(failure)
-            }
-        };
-        if let Some(stored) = stored {
-            self.tell(entry, stored, told_by).await;
-        }
-        Ok(true)
-    }
-
-    /// Tells the stored result of a job to where it asked for a reply, by then or not at all.
-    pub(super) async fn tell(&self, entry: &Entry, stored: JobResult, by: Instant) {
-        let Some(owed) = Owed::new(&entry.job.headers, stored) else { return };
-        let Owed { to, result, traceparent } = owed;
-        let sent = self.send(&to, &result, traceparent.as_deref());
-        owed::note(&result.id, owed::in_time(by, sent).await);
-    }
-}
-
-/// Whether somebody had the job before, whose message was handed out so often: that begins anew where a
-/// job is stored anew.
-fn was_tried(entry: &Entry, delivered: u32) -> bool {
-    delivered > 1 || entry.attempts > 0
 }
 
 /// An id as one token of a subject.

@@ -15,13 +15,14 @@ use tokio::time::Instant;
 
 use super::NatsQueue;
 use super::api::in_order;
+use super::ending::Ending;
 use super::entry::{Entry, MSG_ID, Origin};
 use super::later::{Pace, gravest};
 use super::leases::{Claims, Token};
 use super::names::{LANES, Place, moment_of};
 use super::publish::{Forgotten, Mark, read_mark};
 use super::read::Kept;
-use super::settle::{Ending, token_of};
+use super::settle::token_of;
 use super::topology::window;
 use crate::delivery::note;
 use crate::owed;
@@ -317,11 +318,11 @@ impl NatsQueue {
         if job.id != *id {
             return Ok(None);
         }
-        self.state_at(seq, &job).await.map(Some)
+        self.state_at((kept.seq, kept.at), &job).await.map(Some)
     }
 
-    /// Where a job is that lies here as the message of this number.
-    pub(super) async fn state_at(&self, seq: u64, job: &Job) -> Result<JobState> {
+    /// Where a job is that lies here as the message of this number, stored at this moment.
+    pub(super) async fn state_at(&self, message: (u64, Timestamp), job: &Job) -> Result<JobState> {
         let shared = &*self.shared;
         let (info, claims) = tokio::try_join!(
             shared.api.stream(&shared.names.jobs),
@@ -329,7 +330,7 @@ impl NatsQueue {
         )?;
         let server_now = info.and_then(|info| info.ts).unwrap_or_else(|| self.now());
         let now = self.now();
-        Ok(match claims.get(seq) {
+        Ok(match claims.get(message) {
             Some(claim) if claim.until > server_now => JobState::Running,
             _ if job.expired(now) => JobState::Dead,
             _ if job.headers.not_before.is_some_and(|due| due > now) => JobState::Delayed,

@@ -1,11 +1,35 @@
 //! What a look costs, however much there is or was.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use ebb_queue::{Delivery, Timestamp};
+use ebb_servers::Nats;
 use futures::future::join_all;
+use tokio::time::Instant;
 
 use crate::way::Way;
-use crate::{job, on_each, take, try_open, until};
+use crate::{LONG, job, on_each, take, try_open, until};
+
+/// Waits until a handle has noted that it holds, or held, so many jobs. It tells that and does not wait; who
+/// looks at the depth before sees none of them, and who looks too late sees none any more.
+async fn until_noted(server: &Nats, n_jobs: usize) {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let mut notes = async_nats::jetstream::new(client).get_stream("EBB_NOTES_jobs").await.unwrap();
+    let end = Instant::now() + LONG;
+    loop {
+        let state = notes.info().await.unwrap().state.clone();
+        for seq in state.first_sequence..=state.last_sequence {
+            // All but the last one of each handle are gone.
+            let Ok(note) = notes.get_raw_message(seq).await else { continue };
+            let text = String::from_utf8_lossy(&note.payload);
+            if text.matches(r#""seq":"#).count() == n_jobs {
+                return;
+            }
+        }
+        assert!(Instant::now() < end, "{n_jobs} are noted");
+    }
+}
 
 #[test]
 fn the_age_of_many_jobs_that_were_left_costs_few_requests() {
@@ -19,11 +43,7 @@ fn the_age_of_many_jobs_that_were_left_costs_few_requests() {
         let rest = (1..MANY).map(|nth| job(&nth.to_string()));
         worker.publish([first.clone()].into_iter().chain(rest).collect()).await.unwrap();
         drop(take(&worker, MANY).await);
-        // Its note is told, and not waited for.
-        until("it is seen that they are held", async || {
-            looker.depth().await.unwrap().in_flight == MANY as u64
-        })
-        .await;
+        until_noted(&server, MANY).await;
         until("their leases have ended", async || {
             let depth = looker.depth().await.unwrap();
             (depth.ready, depth.in_flight) == (MANY as u64, 0)
@@ -64,10 +84,37 @@ fn the_age_of_a_job_that_was_left_is_known_behind_many_that_are_done() {
         old.enqueued_at = Timestamp::from_second(1_700_000_000).unwrap();
         lost.publish(vec![old.clone()]).await.unwrap();
         drop(take(&lost, 1).await);
-        until("it is held", async || other.depth().await.unwrap().in_flight == 1).await;
+        // The others that it lost stand beside it.
+        until_noted(&server, MANY + 1).await;
         are_left(1).await;
         let depth = other.depth().await.unwrap();
         assert_eq!((depth.oldest_ready, depth.delayed), (Some(old.enqueued_at), 1));
+    });
+}
+
+#[test]
+fn jobs_that_come_again_and_are_put_back_cost_few_requests() {
+    const MANY: usize = 300;
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let lost = try_open(&format!("{}?lease=3s", server.url())).await.unwrap();
+        let next = try_open(&format!("nats://127.0.0.1:{}?lease=3s", way.port)).await.unwrap();
+        lost.publish((0..MANY).map(|nth| job(&nth.to_string())).collect()).await.unwrap();
+        let begin = Instant::now();
+        drop(take(&lost, MANY).await);
+        until("their leases have ended", async || begin.elapsed() > next.lease()).await;
+        way.count();
+        let taken = take(&next, MANY).await;
+        let to_take = way.counted();
+        assert!(taken.iter().all(|one| one.attempt == 2));
+        let back = taken.into_iter().map(|one| one.retry(Duration::ZERO, "again"));
+        let back: Vec<_> = back.collect();
+        way.count();
+        next.settle(&back).await.unwrap();
+        let to_settle = way.counted();
+        println!("to take {MANY} jobs again: {to_take:?}, to put them back: {to_settle:?}");
+        assert!(to_take.n_requests < 3 * MANY / 2, "{to_take:?}");
+        assert!(to_settle.n_requests < 2 * MANY + 5, "{to_settle:?}");
     });
 }
 

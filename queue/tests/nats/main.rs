@@ -2,6 +2,8 @@
 #![allow(unreachable_pub, reason = "nobody is outside a test binary")]
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
+mod anew;
+mod back;
 mod cancel;
 mod cluster;
 mod costs;

@@ -1,5 +1,6 @@
 //! Three servers that keep three replicas of each stream.
 
+mod again;
 mod idle;
 mod leader;
 mod pause;
