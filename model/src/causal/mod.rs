@@ -15,6 +15,7 @@ mod graph;
 mod groups;
 #[cfg(feature = "cpu")]
 mod growing;
+#[cfg(feature = "cpu")]
 mod inputs;
 #[cfg(feature = "cpu")]
 mod letters;
