@@ -100,6 +100,16 @@ fn a_directory_without_architectures_is_an_encoder_however_they_are_missing() {
         let info = ModelInfo::read(dir.path()).unwrap();
         assert_eq!((info.kind, info.architecture.as_str()), (expected, "bert"));
     }
+    // A head that nobody here knows is none that may be left out.
+    for name in ["HF_ColBERT", "BertClassifier", "BertFor", "BertModelWithHead"] {
+        let dir = changed("tiny-bert", "config.json", "architectures", json!([name]));
+        says(
+            dir.path(),
+            &format!("config.json: architectures is {name}; known are BertModel, Bert"),
+        );
+        let error = ModelInfo::read(dir.path()).expect_err(name).to_string();
+        assert!(error.contains(&format!("architectures is {name}")), "{error}");
+    }
     for value in [json!("BertModel"), json!([null]), json!([7])] {
         let dir = changed("tiny-bert", "config.json", "architectures", value.clone());
         says(dir.path(), &format!("config.json: architectures is {value}; it must be a list of"));
