@@ -35,7 +35,7 @@ pub(crate) struct Config {
     pub(crate) out_bias: bool,
     /// Whether queries and keys are normed by head before they are turned (Qwen3).
     pub(crate) qk_norm: bool,
-    /// Whether the logits are made with the table of embeddings.
+    /// Whether the logits are made with the table of embeddings, unless the weights have another head.
     pub(crate) tied: bool,
 }
 
