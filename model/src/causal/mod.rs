@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cpu")]
 mod chat;
+mod class;
 mod config;
 #[cfg(feature = "cpu")]
 mod engine;
@@ -21,6 +22,7 @@ mod inputs;
 mod letters;
 #[cfg(feature = "cpu")]
 mod likeliest;
+mod numbers;
 #[cfg(feature = "cpu")]
 mod pace;
 #[cfg(feature = "cpu")]

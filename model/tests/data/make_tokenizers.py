@@ -313,6 +313,11 @@ LLAMAS = [
     ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}),
     ("llama", {}),
     ("mistral", {"tokenizer_class": LLAMA}),
+    ("qwen3", {"tokenizer_class": LLAMA, "legacy": True}),
+    ("qwen3", {"tokenizer_class": "CodeLlamaTokenizerFast"}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "bos_token": "the", "add_bos_token": False}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "bos_token": None, "eot_token": None}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "x_token": "<x>"}),
 ]
 LLAMA_TEXTS = [
     "the pump",
@@ -324,6 +329,7 @@ LLAMA_TEXTS = [
     "</s>",
     "<|user|>\nthe pump?</s>\n<|assistant|>\n",
     "温 é",
+    "a ▁<PRE> the▁<SUF>pump ▁<MID>▁<EOT> <x>",
 ]
 
 
@@ -386,7 +392,9 @@ def llama(file, model_type, config, own):
         texts = [[text, tokenizer(text)["input_ids"]] for text in LLAMA_TEXTS]
         answers = [ids[start:] for _, ids in texts for start in (0, 2) if len(ids) > start]
         answers = [[ids, tokenizer.decode(ids, skip_special_tokens=True)] for ids in answers]
-    return dict(model_type=model_type, config=config, own=own, texts=texts, answers=answers)
+        special = tokenizer.special_tokens_map
+    found = dict(texts=texts, answers=answers, special=special)
+    return dict(model_type=model_type, config=config, own=own, **found)
 
 
 def write(name, head, rows, tail):
