@@ -76,8 +76,7 @@ impl Model for Classifier {
         batch: &[Vec<Tokens>],
     ) -> Result<Vec<Result<Vec<Classification>, ItemError>>, InferError> {
         let head = |first: &[f32], text: &Tokens| {
-            let logits = self.head.apply(first);
-            super::finite(&logits)?;
+            let logits = self.head.apply(first)?;
             let scores = self.settings.problem().scores(&logits);
             Ok(Classification { logits, scores, tokens: text.len(), is_cut: text.is_cut() })
         };
