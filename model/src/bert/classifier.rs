@@ -17,7 +17,7 @@ pub struct Classification {
     pub scores: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
-    /// Whether the end of the text, or of a text of the pair, was cut off.
+    /// Whether an end of the text, or of a text of the pair, was cut off.
     pub is_cut: bool,
 }
 

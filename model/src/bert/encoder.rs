@@ -14,7 +14,7 @@ pub struct Embedding {
     pub vector: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
-    /// Whether the end of the text was cut off.
+    /// Whether an end of the text was cut off.
     pub is_cut: bool,
 }
 
