@@ -187,12 +187,14 @@ pub(crate) const FILES: [&str; 17] = [
 ];
 
 /// Classes that cut texts in Python alone, and so have no such file.
+#[cfg(feature = "cpu")]
 const IN_PYTHON: [&str; 3] = ["BertJapaneseTokenizer", "BertweetTokenizer", "PhobertTokenizer"];
 
 /// Reads what cuts texts into tokens.
 ///
 /// # Errors
 /// When it is not there, with the way to make it where there is one.
+#[cfg(feature = "cpu")]
 pub(crate) fn read_tokenizer(dir: &Path) -> Result<Vec<u8>, LoadError> {
     const FIELD: &[&str] = &["tokenizer_class"];
     let path = dir.join(TOKENIZER);

@@ -70,6 +70,17 @@ impl Checkpoint {
         }
     }
 
+    /// Whether two tensors are there and stored alike, number for number.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn are_same(&self, one: &str, other: &str) -> bool {
+        let stored = |name: &str| {
+            let weights = &self.files[*self.places.get(name)?];
+            let entry = weights.entries().get(name)?;
+            Some((&entry.dtype, &entry.shape, weights.stored(entry)?))
+        };
+        stored(one).is_some_and(|one| stored(other) == Some(one))
+    }
+
     /// A tensor that is not what the rest of the model says.
     pub(crate) fn wrong(&self, name: &str, message: impl std::fmt::Display) -> LoadError {
         LoadError::tensor(&self.path, name, message)

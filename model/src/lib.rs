@@ -16,6 +16,7 @@ pub mod echo;
 mod error;
 mod json;
 mod mapped;
+mod named;
 #[cfg(feature = "cpu")]
 mod probe;
 #[cfg(feature = "cpu")]

@@ -129,12 +129,17 @@ impl<B: AsRef<[u8]>> Weights<B> {
             "BF16" => |bytes| chunks(bytes, |b| burn::tensor::bf16::from_le_bytes(b).to_f32()),
             other => return Err(wrong(format!("is {other}; convert it to F32, F16 or BF16"))),
         };
+        let past = || wrong("lies past the end of the file".into());
+        Ok(from_bytes(self.stored(entry).ok_or_else(past)?))
+    }
+
+    /// A tensor as it is stored.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn stored(&self, entry: &Entry) -> Option<&[u8]> {
         let (start, end) = entry.data_offsets;
         let place = |at| usize::try_from(at).ok().map(|at| self.data_start.saturating_add(at));
-        let bytes = place(start)
-            .zip(place(end))
-            .and_then(|(start, end)| self.bytes.as_ref().get(start..end));
-        Ok(from_bytes(bytes.ok_or_else(|| wrong("lies past the end of the file".into()))?))
+        let (start, end) = place(start).zip(place(end))?;
+        self.bytes.as_ref().get(start..end)
     }
 }
 

@@ -90,6 +90,26 @@ fn the_likeliest_tokens_are_those_of_transformers() {
 }
 
 #[test]
+fn a_head_that_is_stored_makes_the_logits_where_it_is_not_the_table_of_embeddings() {
+    let (from, dir) = (data("tiny-qwen2"), tempfile::tempdir().expect("a directory"));
+    for entry in std::fs::read_dir(&from).expect("it is committed").flatten() {
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("a copy");
+    }
+    let path = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&path).expect("a file");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(config["tie_word_embeddings"], false);
+    config["tie_word_embeddings"] = true.into();
+    std::fs::write(path, config.to_string()).expect("written");
+    let prompt = &prompts("tiny-qwen2")[0];
+    for device in DEVICES {
+        let mut generator = Generator::load(dir.path(), device).expect("it loads");
+        let made = generate(&mut generator, &[sequence(1, prompt)], 1);
+        assert_eq!(made, [&prompt.greedy[..]], "on {device}");
+    }
+}
+
+#[test]
 fn the_first_mistrals_end_with_their_window() {
     let generator = Generator::load(&data("tiny-mistral"), DeviceChoice::Cpu).expect("it loads");
     assert_eq!(generator.positions(), 192);

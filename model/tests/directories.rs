@@ -100,6 +100,16 @@ fn a_directory_without_architectures_is_an_encoder_however_they_are_missing() {
         let info = ModelInfo::read(dir.path()).unwrap();
         assert_eq!((info.kind, info.architecture.as_str()), (expected, "bert"));
     }
+    // A head that nobody here knows is none that may be left out.
+    for name in ["HF_ColBERT", "BertClassifier", "BertFor", "BertModelWithHead"] {
+        let dir = changed("tiny-bert", "config.json", "architectures", json!([name]));
+        says(
+            dir.path(),
+            &format!("config.json: architectures is {name}; known are BertModel, Bert"),
+        );
+        let error = ModelInfo::read(dir.path()).expect_err(name).to_string();
+        assert!(error.contains(&format!("architectures is {name}")), "{error}");
+    }
     for value in [json!("BertModel"), json!([null]), json!([7])] {
         let dir = changed("tiny-bert", "config.json", "architectures", value.clone());
         says(dir.path(), &format!("config.json: architectures is {value}; it must be a list of"));
@@ -229,10 +239,11 @@ fn what_a_family_does_not_look_at_may_be_anything() {
 
 #[test]
 fn a_tokenizer_of_another_model_is_told_at_the_start() {
-    let dir = model("tiny-bert");
+    // Its own file says what stands around a text.
+    let dir = model("tiny-xlm-roberta");
     let path = dir.path().join("tokenizer.json");
     let mut tokenizer = read(&path);
-    let tokens = &mut tokenizer["post_processor"]["special_tokens"]["[CLS]"]["ids"];
+    let tokens = &mut tokenizer["post_processor"]["special_tokens"]["<s>"]["ids"];
     assert!(tokens.is_array());
     *tokens = json!([5000]);
     fs::write(path, tokenizer.to_string()).unwrap();

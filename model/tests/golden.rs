@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ebb_model::bert::{Embedding, Encoder, Tokenizer, Tokens};
+use ebb_model::bert::{Classifier, Embedding, Encoder, Tokenizer, Tokens};
 use ebb_model::{DeviceChoice, LoadError, Model, pull};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -340,6 +340,56 @@ fn weights_that_give_no_number_fail_the_item() {
     let tokens = tokenizer.tokenize("the pump is warm").expect("a text");
     let results = encoder.infer(&[vec![tokens]]).expect("the batch runs");
     assert!(results[0].as_ref().expect_err("no number").to_string().contains("not finite"));
+}
+
+/// Puts an infinity in the place of the first number of a tensor.
+fn spoil(path: &Path, tensor: &str, is_negative: bool) {
+    let mut bytes = fs::read(path).expect("the weights");
+    let length = u64::from_le_bytes(*bytes.first_chunk().expect("a length")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("JSON");
+    let start = header[tensor]["data_offsets"][0].as_u64().expect("a place") as usize;
+    let sign = if is_negative { 0x80 } else { 0 };
+    let infinity: &[u8] = match header[tensor]["dtype"].as_str() {
+        Some("F16") => &[0, 0x7c | sign],
+        _ => &[0, 0, 0x80, 0x7f | sign],
+    };
+    bytes[8 + length + start..][..infinity.len()].copy_from_slice(infinity);
+    fs::write(path, bytes).expect("written");
+}
+
+#[test]
+fn what_is_not_finite_before_an_activation_fails_the_item_though_it_is_finite_behind() {
+    let dense = || with_dense(|modules| modules.truncate(3));
+    for (file, tensor) in [
+        ("model.safetensors", "encoder.layer.1.output.LayerNorm.bias"),
+        ("2_Dense/model.safetensors", "linear.bias"),
+    ] {
+        let dir = dense();
+        spoil(&dir.path().join(file), tensor, false);
+        let (tokenizer, mut encoder) = open(dir.path());
+        let tokens = tokenizer.tokenize("the pump is warm").expect("a text");
+        let results = encoder.infer(&[vec![tokens]]).expect("the batch runs");
+        let error = results[0].as_ref().expect_err(tensor);
+        assert!(error.to_string().contains("not finite") && error.is_models(), "{tensor}: {error}");
+    }
+    for (name, tensor, is_negative) in [
+        ("tiny-classes-bert", "bert.encoder.layer.1.output.LayerNorm.bias", false),
+        ("tiny-classes-bert", "bert.pooler.dense.bias", false),
+        ("tiny-classes-roberta", "classifier.dense.bias", true),
+        ("tiny-classes-distilbert", "pre_classifier.bias", true),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        for entry in fs::read_dir(data().join(name)).expect("it is committed").flatten() {
+            fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("a copy");
+        }
+        spoil(&dir.path().join("model.safetensors"), tensor, is_negative);
+        let tokenizer = Tokenizer::load(dir.path()).expect("the tokenizer loads");
+        let mut model = Classifier::load(dir.path(), DeviceChoice::Cpu).expect("the weights load");
+        let tokens = tokenizer.tokenize("the pump is warm").expect("a text");
+        let results = model.infer(&[vec![tokens]]).expect("the batch runs");
+        let error = results[0].as_ref().expect_err(tensor);
+        assert!(error.to_string().contains("not finite") && error.is_models(), "{name}: {error}");
+    }
 }
 
 #[test]

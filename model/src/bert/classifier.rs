@@ -17,7 +17,7 @@ pub struct Classification {
     pub scores: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
-    /// Whether the end of the text, or of a text of the pair, was cut off.
+    /// Whether an end of the text, or of a text of the pair, was cut off.
     pub is_cut: bool,
 }
 
@@ -76,8 +76,7 @@ impl Model for Classifier {
         batch: &[Vec<Tokens>],
     ) -> Result<Vec<Result<Vec<Classification>, ItemError>>, InferError> {
         let head = |first: &[f32], text: &Tokens| {
-            let logits = self.head.apply(first);
-            super::finite(&logits)?;
+            let logits = self.head.apply(first)?;
             let scores = self.settings.problem().scores(&logits);
             Ok(Classification { logits, scores, tokens: text.len(), is_cut: text.is_cut() })
         };

@@ -14,7 +14,7 @@ pub struct Embedding {
     pub vector: Vec<f32>,
     /// Tokens the text was cut to.
     pub tokens: usize,
-    /// Whether the end of the text was cut off.
+    /// Whether an end of the text was cut off.
     pub is_cut: bool,
 }
 
@@ -94,8 +94,8 @@ impl Model for Encoder {
         batch: &[Vec<Tokens>],
     ) -> Result<Vec<Result<Vec<Embedding>, ItemError>>, InferError> {
         let head = |pooled: &[f32], text: &Tokens| {
-            let layers = self.projections.iter();
-            let mut vector = layers.fold(pooled.to_vec(), |vector, layer| layer.apply(&vector));
+            let mut layers = self.projections.iter();
+            let mut vector = layers.try_fold(pooled.to_vec(), |it, layer| layer.apply(&it))?;
             if self.settings.normalize {
                 normalise(&mut vector);
             }

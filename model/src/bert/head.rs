@@ -4,7 +4,7 @@ use super::Task;
 use super::family::Family;
 use super::linear::Linear;
 use super::weights::Reader;
-use crate::LoadError;
+use crate::{ItemError, LoadError};
 
 /// From the first token of a text to the numbers of its labels.
 #[derive(Debug)]
@@ -32,10 +32,15 @@ impl SequenceHead {
         Ok(Self { dense, activation, out: reader.linear(out, hidden, n_labels)? })
     }
 
-    pub(crate) fn apply(&self, first: &[f32]) -> Vec<f32> {
+    /// # Errors
+    /// When a number is not finite, on the way too: behind a tanh it would be.
+    pub(crate) fn apply(&self, first: &[f32]) -> Result<Vec<f32>, ItemError> {
         let mut inner = self.dense.apply(first);
+        super::finite(&inner)?;
         inner.iter_mut().for_each(|x| *x = (self.activation)(*x));
-        self.out.apply(&inner)
+        let logits = self.out.apply(&inner);
+        super::finite(&logits)?;
+        Ok(logits)
     }
 }
 

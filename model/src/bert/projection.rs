@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "cpu")]
 use super::linear::Linear;
+#[cfg(feature = "cpu")]
+use crate::ItemError;
 use crate::LoadError;
 #[cfg(feature = "cpu")]
 use crate::checkpoint::Checkpoint;
@@ -97,11 +99,14 @@ pub(crate) struct Projected {
 
 #[cfg(feature = "cpu")]
 impl Projected {
-    pub(crate) fn apply(&self, vector: &[f32]) -> Vec<f32> {
+    /// # Errors
+    /// When a number is not finite before the activation: behind a tanh it would be.
+    pub(crate) fn apply(&self, vector: &[f32]) -> Result<Vec<f32>, ItemError> {
         let mut made = self.linear.apply(vector);
+        super::finite(&made)?;
         if self.activation == Activation::Tanh {
             made.iter_mut().for_each(|x| *x = x.tanh());
         }
-        made
+        Ok(made)
     }
 }

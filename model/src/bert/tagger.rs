@@ -31,7 +31,7 @@ pub struct Tagged {
     pub tags: Vec<Tag>,
     /// Tokens the text was cut to.
     pub tokens: usize,
-    /// Whether the end of the text was cut off.
+    /// Whether an end of the text was cut off.
     pub is_cut: bool,
 }
 

@@ -61,12 +61,12 @@ impl HeadConfig {
     pub(crate) fn read(fields: &Fields) -> Result<Self, LoadError> {
         // Where nothing is named it is a bare transformer.
         let architecture = fields.texts("architectures")?.first().copied().unwrap_or_default();
-        let head = architecture.split_once("For").map_or("", |(_, head)| head);
-        let task = match head {
+        let task = match architecture.split_once("For") {
+            None if architecture.is_empty() || architecture.ends_with("Model") => Task::Embedding,
             // A sentence encoder is often stored with the head that it was trained with.
-            "" | "MaskedLM" | "PreTraining" => Task::Embedding,
-            "SequenceClassification" => Task::Classification,
-            "TokenClassification" => Task::Tagging,
+            Some((_, "MaskedLM" | "PreTraining")) => Task::Embedding,
+            Some((_, "SequenceClassification")) => Task::Classification,
+            Some((_, "TokenClassification")) => Task::Tagging,
             _ => return Err(fields.wrong("architectures", architecture, HEADS)),
         };
         if task == Task::Embedding {

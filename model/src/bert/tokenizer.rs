@@ -118,7 +118,7 @@ impl Tokenizer {
         let path = dir.join(file);
         let malformed = |error: tokenizers::Error| LoadError::malformed(&path, error);
         let mut inner = if file == WORDS {
-            vocabulary::read(dir, config.fields())?
+            vocabulary::read(dir)?
         } else {
             let text = catalog::read_tokenizer(dir)?;
             guarded(&path, || tokenizers::Tokenizer::from_bytes(&text))?
@@ -127,9 +127,6 @@ impl Tokenizer {
         // What else the file says of padding and truncation was meant for whoever saved it.
         inner.with_padding(None).with_truncation(None).map_err(malformed)?;
         config.apply(&mut inner, dir)?;
-        if file == WORDS {
-            vocabulary::frame(&mut inner, dir, config.fields())?;
-        }
         check_frame(&inner, &settings, &path)?;
         let max_length = settings.max_tokens;
         let truncation =
@@ -402,11 +399,8 @@ mod tests {
         for name in ["config.json", "tokenizer.json"] {
             std::fs::copy(data.join(name), dir.path().join(name)).unwrap();
         }
-        let path = dir.path().join("tokenizer.json");
-        let mut file: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        file["model"]["unk_token"] = "[NONE]".into();
-        std::fs::write(&path, file.to_string()).unwrap();
+        let config = serde_json::json!({"unk_token": "[NONE]"}).to_string();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         let odd = "\u{1f30a}";
         let errors = [

@@ -1,33 +1,48 @@
 //! What `tokenizer_config.json` says of the way to cut a text, and what of it counts: transformers'
-//! classes of a family make the first steps of a tokenizer anew, whatever `tokenizer.json` has.
+//! classes of a family make all steps of a tokenizer anew, whatever `tokenizer.json` has.
 
 use std::path::Path;
 
+use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
-use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{
-    NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TruncationDirection,
+    ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, Tokenizer as Inner, TruncationDirection,
 };
 
 use super::Family;
+use super::vocabulary::BERTS;
 use crate::catalog::TOKENIZER;
 use crate::json::Fields;
+use crate::named::Own;
 use crate::{LoadError, added};
 
 /// The file.
 pub(super) const NAME: &str = "tokenizer_config.json";
 
+/// The letter that is a space in the words of an XLM-R.
+const SPACE: char = '\u{2581}';
+
+/// The names under which transformers has RoBERTa's class.
+const ROBERTAS: [&str; 4] =
+    ["RobertaTokenizer", "BartTokenizer", "LEDTokenizer", "LongformerTokenizer"];
+
 /// Who cuts a text in transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// `BertTokenizer` and `DistilBertTokenizer`: a `BertNormalizer` of three fields.
+    /// `BertTokenizer` and `DistilBertTokenizer`: a `BertNormalizer` of three fields, and `WordPiece`.
     Bert {
         /// Whether the model is told to which text a token belongs.
         with_types: bool,
     },
-    /// `RobertaTokenizer`: the pre-tokenizer has its field.
+    /// `RobertaTokenizer`: pairs of bytes, and the pre-tokenizer has its field.
     Roberta,
-    /// `XLMRobertaTokenizer`: the same, of another pre-tokenizer.
+    /// `XLMRobertaTokenizer`: of the file's steps it has the words and the map of letters.
     XlmRoberta,
     /// Takes `tokenizer.json` as it is. Under this name version 5 tells no model to which text a token
     /// belongs, unless the file names that input.
@@ -45,7 +60,7 @@ pub(super) struct TokenizerConfig {
 
 impl Class {
     /// The tokens that it has where the file does not say otherwise.
-    fn tokens(self) -> &'static [(&'static str, &'static str)] {
+    fn tokens(self) -> Own<'static> {
         match self {
             Self::Bert { .. } => &[
                 ("unk_token", "[UNK]"),
@@ -80,9 +95,9 @@ impl TokenizerConfig {
         };
         let is_xlm = config.text(&["model_type"])? == Some("xlm-roberta");
         let class = match name.map(|name| name.strip_suffix("Fast").unwrap_or(name)) {
-            Some("BertTokenizer") => Class::Bert { with_types: true },
+            Some(name) if BERTS.contains(&name) => Class::Bert { with_types: true },
             Some("DistilBertTokenizer") => Class::Bert { with_types: false },
-            Some("RobertaTokenizer") => Class::Roberta,
+            Some(name) if ROBERTAS.contains(&name) => Class::Roberta,
             Some("XLMRobertaTokenizer") => Class::XlmRoberta,
             Some("TokenizersBackend") => Class::Backend,
             Some(_) => Class::Other,
@@ -96,33 +111,25 @@ impl TokenizerConfig {
         Ok(Self { fields, class })
     }
 
-    /// What stands in the file.
-    pub(super) fn fields(&self) -> &Fields {
-        &self.fields
-    }
-
     /// Makes of a tokenizer what transformers makes of it.
-    pub(super) fn apply(
-        &self,
-        inner: &mut tokenizers::Tokenizer,
-        dir: &Path,
-    ) -> Result<(), LoadError> {
+    pub(super) fn apply(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
         match self.class {
-            Class::Bert { .. } => self.apply_normalizer(inner, dir)?,
-            Class::Roberta | Class::XlmRoberta => self.apply_prefix_space(inner, dir)?,
+            Class::Bert { .. } => self.apply_bert(inner, dir)?,
+            Class::Roberta => self.apply_roberta(inner, dir)?,
+            Class::XlmRoberta => self.apply_xlm_roberta(inner, dir)?,
             Class::Backend | Class::Other => {}
         }
-        added::add(inner, dir, &self.fields, self.class.tokens())
+        added::add(inner, dir, &self.fields, self.class.tokens())?;
+        self.frame(inner, dir)
     }
 
-    fn apply_normalizer(
-        &self,
-        inner: &mut tokenizers::Tokenizer,
-        dir: &Path,
-    ) -> Result<(), LoadError> {
+    fn apply_bert(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
         let is_on = |name| Ok::<_, LoadError>(self.fields.choice(name)?.unwrap_or(true));
         let (lowercase, chinese) = (is_on("do_lower_case")?, is_on("tokenize_chinese_chars")?);
         let strip_accents = self.fields.choice("strip_accents")?;
+        let ModelWrapper::WordPiece(words) = inner.get_model() else {
+            return Err(self.contradicts(dir, "model", Some(inner.get_model()), "WordPiece"));
+        };
         match inner.get_normalizer() {
             Some(NormalizerWrapper::BertNormalizer(_)) => {}
             other => return Err(self.contradicts(dir, "normalizer", other, "BertNormalizer")),
@@ -131,42 +138,104 @@ impl TokenizerConfig {
             Some(PreTokenizerWrapper::BertPreTokenizer(_)) => {}
             other => return Err(self.contradicts(dir, "pre_tokenizer", other, "BertPreTokenizer")),
         }
+        let usual = WordPiece::default();
+        let mut words = words.clone();
+        words.unk_token = self.token(dir, "unk_token")?;
+        words.continuing_subword_prefix = usual.continuing_subword_prefix;
+        words.max_input_chars_per_word = usual.max_input_chars_per_word;
+        inner.with_model(words);
         inner.with_normalizer(Some(BertNormalizer::new(true, chinese, strip_accents, lowercase)));
         Ok(())
     }
 
-    /// Of a RoBERTa the field counts. What an XLM-R makes otherwise without the space is more than that.
-    fn apply_prefix_space(
-        &self,
-        inner: &mut tokenizers::Tokenizer,
-        dir: &Path,
-    ) -> Result<(), LoadError> {
+    fn apply_roberta(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+        let ModelWrapper::BPE(words) = inner.get_model() else {
+            return Err(self.contradicts(dir, "model", Some(inner.get_model()), "BPE"));
+        };
+        if let own @ Some(_) = inner.get_normalizer() {
+            return Err(self.contradicts(dir, "normalizer", own, "none"));
+        }
+        match inner.get_pre_tokenizer() {
+            Some(PreTokenizerWrapper::ByteLevel(_)) => {}
+            other => return Err(self.contradicts(dir, "pre_tokenizer", other, "ByteLevel")),
+        }
+        let mut words = words.clone();
+        (words.dropout, words.unk_token, words.fuse_unk) = (None, None, false);
+        (words.byte_fallback, words.ignore_merges) = (false, false);
+        (words.continuing_subword_prefix, words.end_of_word_suffix) = (None, None);
+        inner.with_model(words);
+        let with_space = self.fields.flag("add_prefix_space")?;
+        inner.with_pre_tokenizer(Some(ByteLevel::new(with_space, true, true)));
+        Ok(())
+    }
+
+    /// What is made otherwise without the space before a text is more than that, and not known here.
+    fn apply_xlm_roberta(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
         const FIELD: &str = "add_prefix_space";
+        if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {
+            return Err(self.contradicts(dir, "model", Some(inner.get_model()), "Unigram"));
+        }
         let with_space = self.fields.choice(FIELD)?;
         let own = inner.get_pre_tokenizer();
-        if self.class == Class::XlmRoberta {
-            return match own.and_then(begins_with_space) {
-                Some(true) if with_space != Some(false) => Ok(()),
-                Some(begins) if with_space.is_some_and(|with| with != begins) => {
-                    let remedy =
-                        format!("{TOKENIZER} says otherwise; take both files of one model");
-                    Err(self.fields.wrong(FIELD, !begins, &remedy))
-                }
-                _ => Err(self.contradicts(dir, "pre_tokenizer", own, "Metaspace with a space")),
-            };
+        match own.and_then(begins_with_space) {
+            Some(true) if with_space != Some(false) => {}
+            Some(begins) if with_space.is_some_and(|with| with != begins) => {
+                let remedy = format!("{TOKENIZER} says otherwise; take both files of one model");
+                return Err(self.fields.wrong(FIELD, !begins, &remedy));
+            }
+            _ => {
+                let expected = "Metaspace with a space";
+                return Err(self.contradicts(dir, "pre_tokenizer", own, expected));
+            }
         }
-        let Some(PreTokenizerWrapper::ByteLevel(bytes)) = own else {
-            return Err(self.contradicts(dir, "pre_tokenizer", own, "ByteLevel"));
-        };
-        let with_space = with_space.unwrap_or_default();
-        let bytes = bytes.add_prefix_space(with_space);
-        inner.with_pre_tokenizer(Some(bytes));
-        // It knows whether the first word was given a space, or the place of that word is one off.
-        if let Some(PostProcessorWrapper::Roberta(around)) = inner.get_post_processor() {
-            let around = around.clone().add_prefix_space(with_space);
-            inner.with_post_processor(Some(around));
+        let steps = inner.get_normalizer().map_or(&[][..], steps);
+        // What else versions before 5 wrote makes spaces fewer, and this class cuts at spaces itself.
+        if !steps.iter().all(|step| is_map(step) || makes_spaces_fewer(step)) {
+            let expected = "Precompiled, and nothing beside it but for spaces";
+            return Err(self.contradicts(dir, "normalizer", inner.get_normalizer(), expected));
         }
+        let letters = steps.iter().find(|step| is_map(step)).cloned();
+        inner.with_normalizer(letters);
+        let spaces = Metaspace::new(SPACE, PrependScheme::Always, true);
+        let steps = vec![WhitespaceSplit.into(), spaces.into()];
+        inner.with_pre_tokenizer(Some(Sequence::new(steps)));
         Ok(())
+    }
+
+    /// Puts around a text, or two, what the class puts there, once all tokens have their numbers.
+    fn frame(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+        let (first, last) = match self.class {
+            Class::Bert { .. } | Class::Roberta => ("cls_token", "sep_token"),
+            Class::XlmRoberta => ("bos_token", "eos_token"),
+            Class::Backend | Class::Other => return Ok(()),
+        };
+        let token = |purpose| {
+            let name = self.token(dir, purpose)?;
+            let wrong = || self.fields.wrong(purpose, &name, "it must be a token of the tokenizer");
+            let id = inner.token_to_id(&name).ok_or_else(wrong)?;
+            Ok::<_, LoadError>((name, id))
+        };
+        let (first, last) = (token(first)?, token(last)?);
+        if matches!(self.class, Class::Bert { .. }) {
+            inner.with_post_processor(Some(BertProcessing::new(last, first)));
+            return Ok(());
+        }
+        let around = RobertaProcessing::new(last, first);
+        // The places of words begin behind their spaces, of a RoBERTa that does not say otherwise.
+        let trims =
+            self.class == Class::Roberta && self.fields.choice("trim_offsets")?.unwrap_or(true);
+        let with_space = self.fields.flag("add_prefix_space")?;
+        let around = around.trim_offsets(trims).add_prefix_space(with_space);
+        inner.with_post_processor(Some(around));
+        Ok(())
+    }
+
+    /// What a token that the class needs is called.
+    fn token(&self, dir: &Path, purpose: &str) -> Result<String, LoadError> {
+        let name = added::name_of(dir, &self.fields, self.class.tokens(), purpose)?;
+        let missing =
+            || self.fields.wrong(purpose, "null", "its class needs one; name it, or take it out");
+        name.ok_or_else(missing)
     }
 
     /// The end at which a text is cut off that is too long: what the tokenizer's own file says counts
@@ -219,6 +288,22 @@ impl TokenizerConfig {
         );
         LoadError::unsupported(&dir.join(TOKENIZER), field, kind.unwrap_or("missing"), &remedy)
     }
+}
+
+fn steps(own: &NormalizerWrapper) -> &[NormalizerWrapper] {
+    match own {
+        NormalizerWrapper::Sequence(all) => all.as_ref(),
+        one => std::slice::from_ref(one),
+    }
+}
+
+/// Whether a step is the map of letters of a SentencePiece model.
+fn is_map(step: &NormalizerWrapper) -> bool {
+    matches!(step, NormalizerWrapper::Precompiled(_))
+}
+
+fn makes_spaces_fewer(step: &NormalizerWrapper) -> bool {
+    matches!(step, NormalizerWrapper::Replace(_) | NormalizerWrapper::StripNormalizer(_))
 }
 
 /// Whether a text begins with a space, of a step that says so, alone or among others.
@@ -322,6 +407,7 @@ mod tests {
     #[test]
     fn a_tokenizer_that_its_class_would_not_make_is_refused_with_both_ways_out() {
         let (bert, roberta) = ("BertTokenizer", "RobertaTokenizer");
+        let xlm = "XLMRobertaTokenizerFast";
         let lower = json!({"type": "Lowercase"});
         for (name, class, tokenizer, says) in [
             ("tiny-bert", bert, json!({"normalizer": {"type": "Lowercase"}}), "Lowercase"),
@@ -333,11 +419,20 @@ mod tests {
                 "normalizer is Sequence; the BertTokenizer",
             ),
             ("tiny-bert", bert, json!({"pre_tokenizer": {"type": "Whitespace"}}), "is Whitespace"),
-            ("tiny-bert", roberta, json!({}), "pre_tokenizer is BertPreTokenizer; the Roberta"),
-            ("tiny-roberta", "XLMRobertaTokenizerFast", json!({}), "pre_tokenizer is ByteLevel"),
+            (
+                "tiny-roberta",
+                roberta,
+                json!({"pre_tokenizer": {"type": "Whitespace"}}),
+                "pre_tokenizer is Whitespace; the RobertaTokenizer",
+            ),
+            ("tiny-bert", roberta, json!({"normalizer": null}), "model is WordPiece; the Roberta"),
+            ("tiny-roberta", roberta, json!({"normalizer": lower}), "normalizer is Lowercase"),
+            ("tiny-roberta", bert, json!({}), "model is BPE; the BertTokenizer"),
+            ("tiny-roberta", xlm, json!({}), "model is BPE; the XLMRobertaTokenizer"),
+            ("tiny-xlm-roberta", xlm, json!({}), "normalizer is Sequence; the XLMRobertaTok"),
             (
                 "tiny-xlm-roberta",
-                "XLMRobertaTokenizer",
+                xlm,
                 json!({"pre_tokenizer": {"prepend_scheme": "never"}}),
                 "pre_tokenizer is Metaspace; the XLMRobertaTokenizer",
             ),
@@ -367,6 +462,10 @@ mod tests {
             let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
             assert!(error.contains(&format!("add_prefix_space is {declared}; tok")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_field_that_is_not_what_it_should_be_is_named() {
         for (field, value) in [("truncation_side", json!("both")), ("do_lower_case", json!(1))] {
             let dir = model("tiny-bert", &json!({NAME: {field: value}}));
             let error = Tokenizer::load(dir.path()).unwrap_err().to_string();

@@ -455,6 +455,25 @@ mod tests {
     }
 
     #[test]
+    fn a_template_may_write_the_tokens_that_only_the_class_of_the_tokenizer_has() {
+        let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(data.join("config.json"), dir.path().join("config.json")).unwrap();
+        let source =
+            "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}";
+        for (class, expected) in [("LlamaTokenizer", "<s>a</s>"), ("PreTrainedTokenizerFast", "a")]
+        {
+            let config = json!({"chat_template": source, "tokenizer_class": class}).to_string();
+            std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+            let template = ChatTemplate::of(&Settings::read(dir.path()).unwrap()).unwrap().unwrap();
+            let messages = [message("user", "a")];
+            let written =
+                template.write(("messages", &messages), &Map::new(), Timestamp::UNIX_EPOCH);
+            assert_eq!(written.unwrap(), expected, "{class}");
+        }
+    }
+
+    #[test]
     fn lines_of_blocks_alone_leave_nothing() {
         let source = "  {% for m in messages %}\n{{ m.role }}\n  {% endfor %}\nend\n";
         assert_eq!(written(source), Ok("user\nassistant\nend".to_owned()));

@@ -35,7 +35,7 @@ pub(crate) struct Config {
     pub(crate) out_bias: bool,
     /// Whether queries and keys are normed by head before they are turned (Qwen3).
     pub(crate) qk_norm: bool,
-    /// Whether the logits are made with the table of embeddings.
+    /// Whether the logits are made with the table of embeddings, unless the weights have another head.
     pub(crate) tied: bool,
 }
 
@@ -232,6 +232,14 @@ impl Rope {
 /// Refuses a model of the family that has another head than one that makes tokens.
 pub(crate) fn check_head(fields: &Fields) -> Result<(), LoadError> {
     member(fields).map(drop)
+}
+
+/// The token that ends an answer where no file speaks of one, as the classes of transformers have it.
+pub(super) fn end_of_class(fields: &Fields) -> Result<Option<u32>, LoadError> {
+    Ok(match member(fields)? {
+        Member::Llama | Member::Mistral => Some(2),
+        Member::Qwen2 | Member::Qwen3 => None,
+    })
 }
 
 /// The member that this is, with a head that makes tokens.

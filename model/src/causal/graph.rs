@@ -70,7 +70,7 @@ impl Graph {
         let blocks = Blocks { upload: &upload, dtype, config };
         let shape = [config.vocabulary, config.hidden];
         let words = upload.tensor(reader.embeddings(config)?, shape, dtype);
-        let head = match config.tied {
+        let head = match reader.is_tied() {
             true => words.clone().transpose(),
             false => reader.head(config, &|stored, from, to| blocks.matrix(stored, from, to))?,
         };

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cpu")]
 mod chat;
+mod class;
 mod config;
 #[cfg(feature = "cpu")]
 mod engine;
@@ -15,11 +16,13 @@ mod graph;
 mod groups;
 #[cfg(feature = "cpu")]
 mod growing;
+#[cfg(feature = "cpu")]
 mod inputs;
 #[cfg(feature = "cpu")]
 mod letters;
 #[cfg(feature = "cpu")]
 mod likeliest;
+mod numbers;
 #[cfg(feature = "cpu")]
 mod pace;
 #[cfg(feature = "cpu")]

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Sampling;
-use super::config::Config;
+use super::class::Class;
+use super::config::{Config, end_of_class};
+use super::numbers::Numbers;
 use crate::LoadError;
-use crate::catalog::{PURPOSES, TOKENIZER};
-use crate::json::{Fields, is_there, read_json};
+use crate::json::{Fields, is_there};
+use crate::named::Named;
 
 /// What says how tokens are chosen where a job does not.
 pub(super) const GENERATION: &str = "generation_config.json";
@@ -54,19 +56,6 @@ pub struct Defaults {
 pub(crate) struct Template {
     pub(crate) path: PathBuf,
     pub(crate) source: String,
-}
-
-/// The part of a `tokenizer.json` that names the tokens that were added to its vocabulary.
-#[derive(Deserialize)]
-struct TokenizerFile {
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-}
-
-#[derive(Deserialize)]
-struct AddedToken {
-    id: u32,
-    content: String,
 }
 
 /// Fields of `generation_config.json` that change what is generated and are not known here, and the
@@ -113,16 +102,14 @@ impl Settings {
         let config = Config::read(&path)?;
         let beside = |name| Fields::read_if_there(&dir.join(name));
         let (generation, tokenizer) = (beside(GENERATION)?, beside("tokenizer_config.json")?);
-        let special = special(&tokenizer, &beside("special_tokens_map.json")?)?;
-        let named = named(dir, &tokenizer)?;
-        let ends = match generation.ids("eos_token_id")? {
-            Some(ends) => ends,
-            None => Fields::read(&path)?.ids("eos_token_id")?.unwrap_or_default(),
-        };
+        let own = Class::of(dir, &tokenizer)?.map_or(&[][..], Class::tokens);
+        let tokens = Named::read(dir, &tokenizer, own)?;
+        let special = tokens.by_name();
+        let mut numbers = Numbers::read(dir, &tokens)?;
         // A model that was taught to converse may only say in its tokenizer what ends an answer.
-        let own = special.get("eos_token");
-        let own = named.iter().find(|(_, name)| Some(*name) == own).map(|(id, _)| *id);
-        let mut ends: Vec<u32> = ends.into_iter().chain(own).collect();
+        let own = special.get("eos_token").map(|name| numbers.of(dir, name)).transpose()?;
+        let ends = ends(&generation, &Fields::read(&path)?)?;
+        let mut ends: Vec<u32> = ends.into_iter().chain(own.flatten()).collect();
         ends.sort_unstable();
         ends.dedup();
         Ok(Self {
@@ -130,7 +117,7 @@ impl Settings {
             defaults: Defaults::read(&generation)?,
             unheeded: unheeded(&generation),
             ends: ends.into(),
-            named,
+            named: numbers.into_names(),
             special,
             template: Template::find(dir, &tokenizer)?,
         })
@@ -253,45 +240,13 @@ pub(super) fn unheeded(generation: &Fields) -> Vec<String> {
     UNHEEDED.iter().filter(|one| does(one)).map(|(name, _)| (*name).to_owned()).collect()
 }
 
-/// The tokens that templates may write by what they are for.
-fn special(config: &Fields, map: &Fields) -> Result<BTreeMap<String, String>, LoadError> {
-    let mut special = BTreeMap::new();
-    for purpose in PURPOSES {
-        let content = format!("{purpose}.content");
-        for fields in [config, map] {
-            let token = match fields.text(&[&content])? {
-                None => fields.text(&[purpose])?,
-                token => token,
-            };
-            if let Some(token) = token {
-                special.insert(purpose.to_owned(), token.to_owned());
-                break;
-            }
-        }
-    }
-    Ok(special)
-}
-
-/// The names of the added tokens: from the small file where it has them, since the other is large.
-fn named(dir: &Path, config: &Fields) -> Result<BTreeMap<u32, String>, LoadError> {
-    const NAME: &str = "added_tokens_decoder";
-    let path = dir.join(TOKENIZER);
-    // Some writers leave it empty.
-    let Some(tokens) = config.object(NAME)?.filter(|tokens| !tokens.is_empty()) else {
-        // A directory that was only begun has none yet.
-        let file = if is_there(&path)? { read_json(&path)? } else { TokenizerFile::none() };
-        return Ok(file.added_tokens.into_iter().map(|it| (it.id, it.content)).collect());
-    };
-    let token = |(id, token): (&String, &Value)| {
-        Some((id.parse().ok()?, token.get("content")?.as_str()?.to_owned()))
-    };
-    let wrong = || config.wrong(NAME, "another", "it must be of numbers and tokens with content");
-    tokens.iter().map(token).collect::<Option<_>>().ok_or_else(wrong)
-}
-
-impl TokenizerFile {
-    fn none() -> Self {
-        Self { added_tokens: Vec::new() }
+/// The tokens that end an answer as far as the model itself says.
+fn ends(generation: &Fields, config: &Fields) -> Result<Vec<u32>, LoadError> {
+    const NAME: &str = "eos_token_id";
+    match generation.ids(NAME)? {
+        Some(ends) => Ok(ends),
+        None if config.says(NAME) => Ok(config.ids(NAME)?.unwrap_or_default()),
+        None => Ok(end_of_class(config)?.into_iter().collect()),
     }
 }
 
@@ -345,6 +300,58 @@ mod tests {
         }
         let error = with(&[generation(json!("</s>"))]).unwrap_err();
         assert!(error.contains("eos_token_id is \"</s>\"; it must be the number"), "{error}");
+    }
+
+    #[test]
+    fn an_end_that_only_an_older_file_or_the_vocabulary_numbers_is_one() {
+        let map = ("special_tokens_map.json", json!({"eos_token": {"content": "<|im_end|>"}}));
+        let numbers = ("added_tokens.json", json!({"<|im_end|>": 32000}));
+        let added = |id: u32| json!([{"id": id, "content": "<|im_end|>"}]);
+        let words = |vocab: Value, added: Value| {
+            ("tokenizer.json", json!({"added_tokens": added, "model": {"vocab": vocab}}))
+        };
+        let config = json!({"eos_token": "<|im_end|>", "added_tokens_decoder": {
+            "7": {"content": "<other>"}}});
+        for (files, expected) in [
+            (vec![map.clone()], vec![2]),
+            (vec![map.clone(), numbers.clone()], vec![2, 32000]),
+            // The older file does not count for what the tokenizer has.
+            (vec![map.clone(), numbers.clone(), words(json!({}), added(9))], vec![2, 9]),
+            (vec![map.clone(), numbers, words(json!({"<|im_end|>": 8}), json!([]))], vec![2, 8]),
+            (vec![map, words(json!([["a", 0.0], ["<|im_end|>", -1.5]]), json!([]))], vec![1, 2]),
+            (
+                vec![("tokenizer_config.json", config), words(json!({"<|im_end|>": 8}), added(9))],
+                vec![2, 9],
+            ),
+        ] {
+            let settings = with(&files).unwrap();
+            assert_eq!(settings.ends()[..], expected, "{files:?}");
+            let own = *expected.iter().find(|id| **id != 2).unwrap_or(&0);
+            assert_eq!(settings.name_of(own), (own > 0).then_some("<|im_end|>"), "{files:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_whose_class_has_an_end_has_it_where_no_file_speaks_of_one() {
+        for (name, without, null) in [
+            ("tiny-llama", vec![2], vec![]),
+            ("tiny-mistral", vec![2], vec![]),
+            ("tiny-qwen2", vec![], vec![]),
+            ("tiny-qwen3", vec![], vec![]),
+        ] {
+            for (value, expected) in [(None, without), (Some(Value::Null), null)] {
+                let dir = tempfile::tempdir().unwrap();
+                let config = std::fs::read(fixture(name).join("config.json")).unwrap();
+                let mut config: Value = serde_json::from_slice(&config).unwrap();
+                let fields = config.as_object_mut().unwrap();
+                match value {
+                    None => drop(fields.remove("eos_token_id")),
+                    Some(value) => drop(fields.insert("eos_token_id".to_owned(), value)),
+                }
+                std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+                assert_eq!(Settings::read(dir.path()).unwrap().ends()[..], expected, "{name}");
+            }
+        }
     }
 
     #[test]
@@ -446,14 +453,42 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_are_texts_or_objects_with_one() {
-        let tokenizer =
-            json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null});
-        let map = json!({"pad_token": "<pad>", "bos_token": "<other>"});
-        let files = [("tokenizer_config.json", tokenizer), ("special_tokens_map.json", map)];
-        let special = with(&files).unwrap().special;
-        let expected = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>")];
-        let found: Vec<_> = special.iter().map(|(one, other)| (&**one, &**other)).collect();
-        assert_eq!(found, expected);
+    fn special_tokens_are_by_the_files_that_count_in_transformers() {
+        let map = json!({"pad_token": "<pad>", "bos_token": "<other>", "sep_token": null});
+        let map = ("special_tokens_map.json", map);
+        let tokenizer = |more: Value| {
+            let mut config = json!({
+                "bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null,
+                "sep_token": "<sep>", "image_token": "<image>",
+            });
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            ("tokenizer_config.json", config)
+        };
+        let all = |bos: &str, more: Value| {
+            let mut all = json!({"bos_token": bos, "eos_token": "</s>", "image_token": "<image>"});
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            all
+        };
+        let llama = json!({"tokenizer_class": "LlamaTokenizer", "bos_token": "<b>"});
+        for (files, expected) in [
+            (vec![], json!({})),
+            (vec![tokenizer(json!({}))], all("<s>", json!({"sep_token": "<sep>"}))),
+            (
+                vec![tokenizer(json!({})), map.clone()],
+                all("<other>", json!({"pad_token": "<pad>"})),
+            ),
+            (
+                vec![tokenizer(json!({"added_tokens_decoder": {}})), map],
+                all("<s>", json!({"sep_token": "<sep>"})),
+            ),
+            (
+                vec![("tokenizer_config.json", llama)],
+                json!({"bos_token": "<b>", "eos_token": "</s>", "unk_token": "<unk>"}),
+            ),
+        ] {
+            assert_eq!(json!(with(&files).unwrap().special), expected, "{files:?}");
+        }
+        let error = with(&[("tokenizer_config.json", json!({"eos_token": 2}))]).unwrap_err();
+        assert!(error.contains("tokenizer_config.json: eos_token is another; it"), "{error}");
     }
 }

@@ -35,6 +35,14 @@ impl Source {
             tracing::warn!(%dir, fields, "generation_config.json asks for what is not done here");
         }
         let reader = Reader::new(Checkpoint::open(dir)?, &config)?;
+        if config.tied && !reader.is_tied() {
+            let dir = dir.display();
+            tracing::warn!(
+                %dir,
+                "the weights have an lm_head.weight that is not the table of embeddings, and it is \
+                 used: in config.json tie_word_embeddings should be false"
+            );
+        }
         Ok(Self { config, reader })
     }
 }

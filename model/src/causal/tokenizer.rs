@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::class::Class;
 use super::letters::Letters;
 use super::{Settings, tokenizer_class};
 use crate::bert::{check_length, guarded, uncut};
@@ -58,8 +59,14 @@ impl Tokenizer {
         // What the file says of padding and truncation was meant for whoever saved it.
         inner.with_padding(None).with_truncation(None).map_err(malformed)?;
         let config = Fields::read_if_there(&dir.join("tokenizer_config.json"))?;
-        let own = tokenizer_class::apply(&mut inner, dir, &config)?;
-        added::add(&mut inner, dir, &config, own)?;
+        let class = Class::of(dir, &config)?;
+        if let Some(class) = class {
+            tokenizer_class::apply(&mut inner, dir, class, &config)?;
+        }
+        added::add(&mut inner, dir, &config, class.map_or(&[][..], Class::tokens))?;
+        if let Some(class) = class {
+            tokenizer_class::frame(&mut inner, dir, class, &config)?;
+        }
         let [none, some] = ["", "a"].map(|text| guarded(&path, || inner.encode_fast(text, true)));
         let (none, some) = (none?, some?);
         let both = none.get_ids().iter().zip(some.get_ids());

@@ -1,5 +1,5 @@
-//! The tokenizer that transformers makes of a `tokenizer.json` where a small file names Llama's class:
-//! the class has steps of its own, whatever the file says of them.
+//! The tokenizer that transformers makes of a `tokenizer.json` where a small file names one of Llama's
+//! classes: they have steps of their own, whatever the file says of them.
 
 use std::path::Path;
 
@@ -10,43 +10,28 @@ use tokenizers::decoders::sequence::Sequence;
 use tokenizers::decoders::strip::Strip;
 use tokenizers::normalizers::Replace;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
-use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer};
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{ModelWrapper, NormalizerWrapper, PostProcessorWrapper, Tokenizer};
 
-use crate::LoadError;
+use super::class::Class;
 use crate::catalog::TOKENIZER;
 use crate::json::Fields;
+use crate::{LoadError, added};
 
 /// The letter that is a space in the words of such a tokenizer.
 const SPACE: char = '\u{2581}';
 
-/// Whose steps count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// `LlamaTokenizer`.
-    Llama,
-    /// `CodeLlamaTokenizer`: its decoder always drops a space, and it knows nothing of `legacy`.
-    CodeLlama,
-}
-
-/// The tokens that the classes have where the file does not say otherwise.
-const TOKENS: &[(&str, &str)] =
-    &[("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
-
-/// Puts the steps of Llama's class in place of the file's own, where transformers does. What stands
-/// around a text stays the file's. Gives the tokens that the class has by purpose.
+/// Puts the steps of such a class in place of the file's own. What stands around a text stays the
+/// file's, but for [`frame`].
 ///
 /// # Errors
 /// When the class makes no tokenizer of such a vocabulary, or a field of it is not what it should be.
 pub(super) fn apply(
     inner: &mut Tokenizer,
     dir: &Path,
+    class: Class,
     tokenizer: &Fields,
-) -> Result<&'static [(&'static str, &'static str)], LoadError> {
-    let config = Fields::read_if_there(&dir.join("config.json"))?;
-    let Some(class) = Class::of(&config, tokenizer)? else { return Ok(&[]) };
-    if is_of_bytes(inner) {
-        return Ok(&[]);
-    }
+) -> Result<(), LoadError> {
     let ModelWrapper::BPE(words) = inner.get_model() else {
         let remedy = "the LlamaTokenizer that tokenizer_config.json asks for has BPE; where this \
                       file is right, set tokenizer_class there to PreTrainedTokenizerFast";
@@ -80,39 +65,42 @@ pub(super) fn apply(
         steps.push(DecoderWrapper::Strip(Strip::new(' ', 1, 0)));
     }
     inner.with_decoder(Some(Sequence::new(steps)));
-    Ok(TOKENS)
+    Ok(())
 }
 
-impl Class {
-    /// Whose it is: by the name in the small file, or else in `config.json`. Without a name, and for
-    /// other types of models, transformers takes `tokenizer.json` as it is.
-    fn of(config: &Fields, tokenizer: &Fields) -> Result<Option<Self>, LoadError> {
-        let field = &["tokenizer_class"];
-        let name = match tokenizer.text(field)? {
-            None => config.text(field)?,
-            name => name,
-        };
-        if config.text(&["model_type"])? != Some("llama") {
-            return Ok(None);
-        }
-        Ok(match name.map(|name| name.strip_suffix("Fast").unwrap_or(name)) {
-            Some("LlamaTokenizer") => Some(Self::Llama),
-            Some("CodeLlamaTokenizer") => Some(Self::CodeLlama),
-            _ => None,
-        })
+/// Puts around a text what such a class puts there whatever the file has, once all tokens have their
+/// numbers: a CodeLlama's first token, where it has one.
+///
+/// # Errors
+/// When that is no token of the tokenizer.
+pub(super) fn frame(
+    inner: &mut Tokenizer,
+    dir: &Path,
+    class: Class,
+    tokenizer: &Fields,
+) -> Result<(), LoadError> {
+    const FIRST: &str = "bos_token";
+    if class != Class::CodeLlama {
+        return Ok(());
     }
-}
-
-/// Whether the file is like that of Llama 3, whose letters are bytes: it often names this class, and is
-/// taken as it is.
-fn is_of_bytes(inner: &Tokenizer) -> bool {
-    let steps = serde_json::json!([
-        inner.get_normalizer(),
-        inner.get_pre_tokenizer(),
-        inner.get_post_processor(),
-        inner.get_decoder(),
-    ]);
-    steps.to_string().contains("\"ByteLevel\"")
+    let Some(first) = added::name_of(dir, tokenizer, class.tokens(), FIRST)? else {
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        return Ok(());
+    };
+    let Some(id) = inner.token_to_id(&first) else {
+        return Err(tokenizer.wrong(FIRST, first, "it must be a token of the tokenizer"));
+    };
+    let part = |id| serde_json::json!({"Sequence": {"id": id, "type_id": 0}});
+    let made = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, part("A")],
+        "pair": [part("A"), part("B")],
+        "special_tokens": {&*first: {"id": first, "ids": [id], "tokens": [first]}},
+    });
+    let made: TemplateProcessing =
+        serde_json::from_value(made).expect("these are the fields of such a step");
+    inner.with_post_processor(Some(made));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -130,13 +118,18 @@ mod tests {
         serde_json::from_slice(&text).unwrap()
     }
 
-    fn load(file: &Value, model: &Value, tokenizer: &Value) -> Result<Tokenizer, String> {
+    fn directory(file: &Value, model: &Value, tokenizer: &Value) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let files =
             [(TOKENIZER, file), ("config.json", model), ("tokenizer_config.json", tokenizer)];
         for (name, content) in files {
             std::fs::write(dir.path().join(name), content.to_string()).unwrap();
         }
+        dir
+    }
+
+    fn load(file: &Value, model: &Value, tokenizer: &Value) -> Result<Tokenizer, String> {
+        let dir = directory(file, model, tokenizer);
         Tokenizer::load(dir.path()).map_err(|error| error.to_string())
     }
 
@@ -162,6 +155,21 @@ mod tests {
                 assert_eq!(transcript.text(), answer[1], "{what}: {tokens:?}");
                 assert_eq!(tokenizer.decode(&tokens), answer[1], "{what}: {tokens:?}");
             }
+        }
+    }
+
+    #[test]
+    fn templates_are_told_the_tokens_of_the_class_that_is_named() {
+        let reference = reference();
+        for case in reference["cases"].as_array().unwrap() {
+            let name = format!("tests/data/tiny-{}", case["model_type"].as_str().unwrap());
+            let data = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
+            let mut model: Value =
+                serde_json::from_slice(&std::fs::read(data.join("config.json")).unwrap()).unwrap();
+            model.as_object_mut().unwrap().extend(case["own"].as_object().unwrap().clone());
+            let dir = directory(&reference["tokenizer"], &model, &case["config"]);
+            let special = super::super::Settings::read(dir.path()).unwrap().special;
+            assert_eq!(json!(special), case["special"], "{name}: {}", case["config"]);
         }
     }
 

@@ -35,6 +35,7 @@ pub(crate) struct Layer<M> {
 pub(crate) struct Reader {
     weights: Checkpoint,
     prefix: &'static str,
+    tied: bool,
 }
 
 /// What stands before all names but that of the head where the model was saved with its head.
@@ -56,9 +57,19 @@ impl Reader {
             );
             return Err(weights.wrong(WORDS, message));
         };
-        let reader = Self { weights, prefix };
+        let words = format!("{prefix}{WORDS}");
+        // A head of its own counts more than the configuration, as in transformers; many files hold
+        // the table a second time by this name.
+        let has_head = weights.entry(HEAD).is_some();
+        let tied = config.tied && (!has_head || weights.are_same(HEAD, &words));
+        let reader = Self { weights, prefix, tied };
         reader.check(config)?;
         Ok(reader)
+    }
+
+    /// Whether the table of embeddings makes the logits.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.tied
     }
 
     /// What the weights are stored as, as far as the table of embeddings tells.
@@ -90,7 +101,7 @@ impl Reader {
     ) -> Result<M, LoadError> {
         let shape = [config.vocabulary, config.hidden];
         let stored =
-            if config.tied { self.read(WORDS, &shape) } else { self.weights.read(HEAD, &shape) };
+            if self.tied { self.read(WORDS, &shape) } else { self.weights.read(HEAD, &shape) };
         Ok(prepare(&stored?, config.hidden, config.vocabulary))
     }
 
@@ -155,7 +166,7 @@ impl Reader {
         let whole = |name: &str| format!("{}{name}", self.prefix);
         self.check_one(&whole(WORDS), &[config.vocabulary, config.hidden])?;
         self.check_one(&whole(NORM), &[config.hidden])?;
-        if !config.tied {
+        if !self.tied {
             self.check_one(HEAD, &[config.vocabulary, config.hidden])?;
         }
         for n in 0..config.layers {
@@ -346,11 +357,37 @@ mod tests {
             assert_eq!(layer.feed_norm, feed_norm);
             let head = reader.head(&config(), &keep).unwrap();
             assert_eq!(head, (of("lm_head.weight"), 6, 7));
-            let tied = Config { tied: true, ..config() };
-            let words = reader.embeddings(&tied).unwrap();
-            assert_eq!(reader.head(&tied, &keep).unwrap().0, words);
-            assert_eq!(reader.norm(&tied).unwrap(), of(&format!("{prefix}norm.weight")));
+            assert_eq!(reader.norm(&config()).unwrap(), of(&format!("{prefix}norm.weight")));
         }
+    }
+
+    #[test]
+    fn a_head_that_is_stored_counts_where_it_is_not_the_table_whatever_the_configuration_says() {
+        let tied = Config { tied: true, ..config() };
+        let of = |tensors: &Tensors, name: &str| {
+            let found = tensors.iter().find(|(full, ..)| full.ends_with(name));
+            found.map(|(_, _, values)| values.clone()).expect(name)
+        };
+        for prefix in ["", "model."] {
+            let mut tensors = tensors(prefix);
+            let (words, own) = (of(&tensors, WORDS), of(&tensors, HEAD));
+            let place = tensors.iter().position(|(name, ..)| name == HEAD).unwrap();
+            let reader = open(&tensors, &tied).unwrap();
+            assert!(!reader.is_tied(), "{prefix}");
+            assert_eq!(reader.head(&tied, &keep).unwrap(), (own, 6, 7), "{prefix}");
+            tensors[place].2.clone_from(&words);
+            assert!(open(&tensors, &tied).unwrap().is_tied(), "{prefix}");
+            assert!(!open(&tensors, &config()).unwrap().is_tied(), "{prefix}");
+            tensors.remove(place);
+            let reader = open(&tensors, &tied).unwrap();
+            assert!(reader.is_tied(), "{prefix}");
+            assert_eq!(reader.head(&tied, &keep).unwrap(), (words, 6, 7), "{prefix}");
+        }
+        let mut tensors = tensors("model.");
+        tensors.iter_mut().find(|(name, ..)| name == HEAD).unwrap().1.reverse();
+        let Err(error) = open(&tensors, &tied) else { panic!("it is of another shape") };
+        let says = "lm_head.weight is [6, 7], config.json says [7, 6]";
+        assert!(error.to_string().contains(says), "{error}");
     }
 
     #[test]

@@ -757,9 +757,9 @@ fn a_model_of_texts_without_a_tokenizer_is_refused_before_its_weights_are_fetche
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
         let mut files = files();
         files[0].1 = fs::read(data.join("config.json")).unwrap();
-        // Of such words this class alone makes tokens.
+        // What this class makes of such words is not known here.
         files[3] = ("vocab.txt", b"a".to_vec());
-        let class = br#"{"tokenizer_class": "ElectraTokenizer"}"#.to_vec();
+        let class = br#"{"tokenizer_class": "MPNetTokenizer"}"#.to_vec();
         files.push(("tokenizer_config.json", class));
         let dir = tempfile::tempdir().unwrap();
         let hub = TestHub::with(Manner::Honest, files);

@@ -79,6 +79,21 @@ BARE = {"added_tokens": []}
 LIST = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\npump\n##s\nThe\n温 \n"
 BY_WORDS = {TOKENIZER: None, "vocab.txt": LIST}
 LISTED = "The pumps [MASK]温 é<new>"
+ROBERTA = {"tokenizer_class": "RobertaTokenizer"}
+XLM = {"tokenizer_class": "XLMRobertaTokenizer"}
+BARE_FRAME = {"post_processor": None}
+OTHER_FRAME = {"post_processor": {"single": [{"Sequence": {"id": "A", "type_id": 0}}]}}
+# What versions of transformers before 5 wrote for an XLM-R, but for the map of letters.
+SPACES = {
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Strip", "strip_left": False, "strip_right": True},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        ],
+    },
+}
+GAPS = "pump  the\tmotor\n pump "
 BACKEND = {"tokenizer_class": "TokenizersBackend", "mask_token": None, "cls_token": None}
 NAMED = "[CLS] the[MASK] [New] xpumpx <mask>[Other]</s>"
 # Words of the vocabulary of tiny-bert.
@@ -106,7 +121,7 @@ CASES = [
     ),
     ("tiny-roberta", {CONFIG: {"add_prefix_space": True}}, "pump"),
     ("tiny-roberta", {CONFIG: {"add_prefix_space": True, "tokenizer_class": None}}, "pump"),
-    ("tiny-xlm-roberta", {CONFIG: {"tokenizer_class": "XLMRobertaTokenizer"}}, "pump pump"),
+    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: {"normalizer": None}}, "pump pump"),
     ("tiny-bert", {CONFIG: {"truncation_side": "left", "model_max_length": 4}}, WORDS),
     ("tiny-bert", {CONFIG: {"model_max_length": 4}, TOKENIZER: {"truncation": LEFT}}, WORDS),
     (
@@ -230,6 +245,59 @@ CASES = [
         LISTED,
     ),
     ("tiny-rerank-bert", BY_WORDS, "the pump", LISTED),
+    # All that a class makes anew, whatever the file has.
+    ("tiny-bert", {TOKENIZER: BARE_FRAME}, "the pump"),
+    ("tiny-rerank-bert", {TOKENIZER: BARE_FRAME}, "the pump", "the motor"),
+    ("tiny-bert", {TOKENIZER: OTHER_FRAME}, "the pump"),
+    ("tiny-bert", {CONFIG: {"cls_token": "[MASK]"}}, "the pump [CLS] [MASK]"),
+    ("tiny-rerank-bert", {MAP: {"sep_token": "pump"}}, "the motor", "the pump"),
+    ("tiny-bert", {TOKENIZER: {"model": {"max_input_chars_per_word": 4}}}, WORDS),
+    ("tiny-bert", {TOKENIZER: {"model": {"max_input_chars_per_word": 400}}}, "pump" * 26),
+    ("tiny-bert", {TOKENIZER: {"model": {"unk_token": "[MASK]"}}}, "the ☃ pump"),
+    ("tiny-bert", {CONFIG: {"unk_token": "[MASK]"}}, "the ☃ pump"),
+    ("tiny-roberta", {CONFIG: ROBERTA, TOKENIZER: {"model": {"dropout": 1.0}}}, WORDS),
+    ("tiny-roberta", {CONFIG: ROBERTA, TOKENIZER: BARE_FRAME}, "pump"),
+    ("tiny-roberta", {CONFIG: ROBERTA, TOKENIZER: BARE_FRAME}, "pump", "motor"),
+    (
+        "tiny-roberta",
+        {CONFIG: {**ROBERTA, "cls_token": "<mask>", "sep_token": "<unk>"}},
+        "pump <s>",
+        "motor</s><unk>",
+    ),
+    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: {"normalizer": None, **BARE_FRAME}}, "pump"),
+    (
+        "tiny-xlm-roberta",
+        {CONFIG: XLM, TOKENIZER: {"normalizer": None, **BARE_FRAME}},
+        "pump",
+        "the motor",
+    ),
+    (
+        "tiny-xlm-roberta",
+        {
+            CONFIG: {**XLM, "bos_token": "<mask>", "cls_token": "<pad>", "eos_token": "<unk>"},
+            TOKENIZER: {"normalizer": None},
+        },
+        "pump <s>",
+        "motor</s><unk>",
+    ),
+    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: {"normalizer": None}}, GAPS),
+    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: SPACES}, GAPS),
+    # Names that are others for the same classes.
+    *(
+        ("tiny-rerank-bert", {CONFIG: {"tokenizer_class": name, "do_lower_case": False}}, *pair)
+        for name in ["ElectraTokenizer", "MobileBertTokenizerFast", "SqueezeBertTokenizer"]
+        for pair in [("The Pump",), ("the pump", "The motor")]
+    ),
+    *(
+        ("tiny-roberta", {CONFIG: {"tokenizer_class": name, "add_prefix_space": True}}, "pump")
+        for name in ["LongformerTokenizer", "BartTokenizerFast", "LEDTokenizer"]
+    ),
+    (
+        "tiny-rerank-bert",
+        {**BY_WORDS, CONFIG: {"tokenizer_class": "ElectraTokenizer"}},
+        "the pump",
+        LISTED,
+    ),
 ]
 
 LLAMA = "LlamaTokenizer"
@@ -245,6 +313,11 @@ LLAMAS = [
     ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}),
     ("llama", {}),
     ("mistral", {"tokenizer_class": LLAMA}),
+    ("qwen3", {"tokenizer_class": LLAMA, "legacy": True}),
+    ("qwen3", {"tokenizer_class": "CodeLlamaTokenizerFast"}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "bos_token": "the", "add_bos_token": False}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "bos_token": None, "eot_token": None}),
+    ("llama", {"tokenizer_class": "CodeLlamaTokenizer", "x_token": "<x>"}),
 ]
 LLAMA_TEXTS = [
     "the pump",
@@ -256,6 +329,7 @@ LLAMA_TEXTS = [
     "</s>",
     "<|user|>\nthe pump?</s>\n<|assistant|>\n",
     "温 é",
+    "a ▁<PRE> the▁<SUF>pump ▁<MID>▁<EOT> <x>",
 ]
 
 
@@ -318,7 +392,9 @@ def llama(file, model_type, config, own):
         texts = [[text, tokenizer(text)["input_ids"]] for text in LLAMA_TEXTS]
         answers = [ids[start:] for _, ids in texts for start in (0, 2) if len(ids) > start]
         answers = [[ids, tokenizer.decode(ids, skip_special_tokens=True)] for ids in answers]
-    return dict(model_type=model_type, config=config, own=own, texts=texts, answers=answers)
+        special = tokenizer.special_tokens_map
+    found = dict(texts=texts, answers=answers, special=special)
+    return dict(model_type=model_type, config=config, own=own, **found)
 
 
 def write(name, head, rows, tail):

@@ -1,4 +1,5 @@
-//! What is asked of the driver and of the compiler of kernels: all unsafe code of the project.
+//! What is asked of the driver and of the compiler of kernels: all unsafe code of the project that
+//! launches something.
 //!
 //! A kernel is a C function of pointers, so that no type says what it reads and writes. Here its
 //! arguments are at least of the types that it has, and each buffer is as long as its grid.

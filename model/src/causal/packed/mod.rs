@@ -80,7 +80,7 @@ impl Packed {
         let layers = (0..config.layers).map(|n| layer(n, config, reader));
         let layers = layers.collect::<Result<_, _>>()?;
         let head = reader.head(config, &Panels::pack)?;
-        let words = match config.tied {
+        let words = match reader.is_tied() {
             true => None,
             false => {
                 let words = reader.embeddings(config)?;
