@@ -25,6 +25,7 @@ use crate::config::ScalerArgs;
 use crate::connection::{HANDSHAKE, Welcome, incoming, of_one_address};
 use crate::explain::{Explain, page};
 use crate::figures::QueueFigures;
+use crate::health::Checks;
 use crate::limits::MAX_MESSAGE;
 use crate::metrics::Metrics;
 use crate::profiles::Profiles;
@@ -32,7 +33,7 @@ use crate::readiness::standings;
 use crate::service::Service;
 use crate::site::{Connect, Site};
 use crate::tls::Tls;
-use crate::unread::Bounded;
+use crate::unread::{Bounded, READ};
 use crate::watch::Observers;
 
 /// All objects with one address share one connection, and each push trigger parks two streams
@@ -40,13 +41,13 @@ use crate::watch::Observers;
 /// calls beside the streams that `--max-streams` allows.
 const MAX_CALLS: u32 = 45_536;
 
-/// Until a call is answered, or a stream begins: what was not even sent by then never will be. Streams
-/// that have begun live on, and so does what KEDA asks for in less time.
-const ANSWERED: Duration = Duration::from_secs(5);
+/// Bytes that a call may send before they are read: a message, and no less than what a client may
+/// send before it knows of a limit.
+const STREAM_WINDOW: u32 = 64 << 10;
 
-/// Lets a crowd of small calls arrive at once: a connection whose unread small frames add up to
-/// half of its window is taken for an attack and closed.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The same for all calls of a connection. It lets a crowd of small ones arrive at once: a connection
+/// whose unread small frames add up to half of its window is taken for an attack and closed.
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// Finds connections whose other end has gone without a word.
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -267,7 +268,7 @@ type Served = ExternalScalerServer<Service>;
 
 /// The services behind one port, and the switch of their health.
 async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthReporter, Router)> {
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let reporter = HealthReporter::new();
     reporter.set_serving::<Served>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -277,16 +278,18 @@ async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthRe
     let max_streams = u32::try_from(args.max_streams).unwrap_or(u32::MAX).saturating_add(MAX_CALLS);
     let router = Server::builder()
         .max_concurrent_streams(max_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_pending_accept_reset_streams(Some(max_streams as usize))
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_ANSWER))
         .max_connection_age(args.connection_max_age)
-        .timeout(ANSWERED)
+        // Streams that have begun live on, and so does what KEDA asks for in less time.
+        .timeout(READ)
         .add_service(Bounded(
             ExternalScalerServer::new(service).max_decoding_message_size(MAX_MESSAGE),
         ))
-        .add_service(Bounded(health.max_decoding_message_size(MAX_MESSAGE)))
+        .add_service(Bounded(Checks::of(&reporter).max_decoding_message_size(MAX_MESSAGE)))
         .add_service(Bounded(reflection().build_v1()?.max_decoding_message_size(MAX_MESSAGE)))
         .add_service(Bounded(reflection().build_v1alpha()?.max_decoding_message_size(MAX_MESSAGE)));
     Ok((reporter, router))

@@ -5,6 +5,8 @@ use std::time::Duration;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_scaler::ScalerArgs;
 use tonic::Code;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
 use crate::kit::{Kit, args, ends_with_ok, object, page_says, publish, said};
 use crate::wire::Wire;
@@ -59,6 +61,44 @@ async fn a_client_has_room_for_so_many_streams_however_many_connections_it_opens
     ends_with_ok(&mut stream).await;
     drop((first, stream, client, third));
     kit.stop().await;
+#[tokio::test]
+async fn health_is_told_when_asked_for_and_no_stream_of_it_can_be_held() {
+    let kit = Kit::start(ScalerArgs { max_streams: 2, ..args() }).await;
+    let mut client = HealthClient::new(kit.channel.clone());
+    for _ in 0..3 {
+        let told = client.watch(HealthCheckRequest::default()).await.unwrap_err();
+        assert_eq!(told.code(), Code::Unimplemented, "{told}");
+    }
+    let status = client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status();
+    assert_eq!(status, ServingStatus::Serving);
+    drop(client);
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_reflection_that_goes_on_and_on_is_given_up() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let kit = Kit::start(args()).await;
+    let mut client = ServerReflectionClient::new(kit.channel.clone());
+    let stream = client.server_reflection_info(futures::stream::pending()).await.unwrap();
+    let mut stream = stream.into_inner();
+    let ended = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+    assert!(!matches!(ended.expect("it is given up"), Ok(Some(_))));
+    drop((client, stream));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_sends_little_more_than_a_message_before_it_is_read() {
+    let kit = Kit::start(args()).await;
+    let mut wire = Wire::connect(kit.grpc, 65_535).await;
+    let windows = wire.windows().await;
+    assert!(windows.stream <= 64 << 10, "{windows:?}");
+    assert!(windows.connection <= 4 << 20, "{windows:?}");
+    drop(wire);
+    kit.stop().await;
+}
+
 }
 
 #[tokio::test]
