@@ -49,6 +49,13 @@ const STREAM_WINDOW: u32 = 64 << 10;
 /// whose unread small frames add up to half of its window is taken for an attack and closed.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// How long a scaler that is to end goes on to take connections: until then whoever sends them here has
+/// seen that it is not ready. Less than the two seconds after which KEDA opens its streams again, so
+/// that it does so elsewhere.
+const LEAVING: Duration = Duration::from_secs(1);
+/// And never more than this part of its grace.
+const PART_OF_LEAVING: u32 = 5;
+
 /// Finds connections whose other end has gone without a word.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_ANSWER: Duration = Duration::from_secs(10);
@@ -194,15 +201,7 @@ impl Scaler {
             gate.close("shutting down");
             reporter.set_service_status("", ServingStatus::NotServing).await;
             reporter.set_not_serving::<Served>().await;
-            // Streams end before connections: one that is cut off makes KEDA come back ever later.
-            // A client that reads nothing never lets go of its own; the others are still to be told
-            // that their connections end.
-            let begun = Instant::now();
-            let end = begun + args.grace;
-            drop(timeout_at(begun + args.grace / 2, service.drain()).await);
-            goaway.cancel();
-            sleep_until(end).await;
-            tracing::warn!("connections are cut: their other ends did not let go in time");
+            leave(&service, args.grace, &goaway).await;
         };
         let ended = tokio::select! {
             ended = calls => ended.context("--listen: the listener failed"),
@@ -216,6 +215,20 @@ impl Scaler {
         tracing::info!("scaler stopped");
         ended
     }
+}
+
+/// Ends streams and then connections, and returns when there is no more time for it.
+async fn leave(service: &Service, grace: Duration, goaway: &CancellationToken) {
+    // Streams end before connections: one that is cut off makes KEDA come back ever later.
+    // A client that reads nothing never lets go of its own; the others are still to be told
+    // that their connections end.
+    let begun = Instant::now();
+    drop(timeout_at(begun + grace / 2, service.drain()).await);
+    // New connections are taken until then, and streams on them end at once.
+    sleep_until(begun + LEAVING.min(grace / PART_OF_LEAVING)).await;
+    goaway.cancel();
+    sleep_until(begun + grace).await;
+    tracing::warn!("connections are cut: their other ends did not let go in time");
 }
 
 /// Keeps configuration and certificates as they are on disk; never ends.

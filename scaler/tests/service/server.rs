@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp};
 use ebb_scaler::{Scaler, ScalerArgs};
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,21 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
 }
 
 #[tokio::test]
+async fn who_comes_while_a_service_still_sends_here_is_answered() {
+    let kit = Kit::start(args()).await;
+    assert!(!kit.is_active(&object(&[])).await.unwrap());
+    kit.stop.cancel();
+    page_says(kit.http, "/readyz", "shutting down").await;
+    let late = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await;
+    let mut late = late.expect("a new connection is taken");
+    assert!(!late.is_active(object(&[])).await.unwrap().into_inner().result);
+    let mut stream = late.stream_is_active(object(&[])).await.unwrap().into_inner();
+    ends_with_ok(&mut stream).await;
+    drop((late, stream));
+    kit.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_reads_nothing_takes_the_farewell_of_no_other() {
     let grace = Duration::from_secs(10);
     let kit = Kit::start(ScalerArgs { grace, ..args() }).await;
@@ -138,10 +154,8 @@ async fn an_embedded_queue_is_watched_across_handles() {
     let address = scaler.local_addr().unwrap();
     let stop = CancellationToken::new();
     let server = tokio::spawn(scaler.serve(stop.clone()));
-    let client = ebb_proto::keda::external_scaler_client::ExternalScalerClient::connect(format!(
-        "http://{address}"
-    ));
-    let mut client = client.await.unwrap();
+    let client = ExternalScalerClient::connect(format!("http://{address}")).await;
+    let mut client = client.unwrap();
     let mut stream = client.stream_is_active(object(&[])).await.unwrap().into_inner();
     assert_eq!(said(&mut stream).await, Some(false));
 
