@@ -323,6 +323,19 @@ mod tests {
     }
 
     #[test]
+    fn the_streams_that_a_client_may_have_fit_into_the_pod_that_is_shipped() {
+        // As measured, somewhat rounded up: docs/sizing.md.
+        const PROCESS_MIB: usize = 32;
+        const STREAM_KIB: usize = 10;
+        let deployment = include_str!("../../deploy/base/scaler/deployment.yaml");
+        let (_, limits) = deployment.split_once("            limits:\n").unwrap();
+        let (_, memory) = limits.split_once("memory: ").unwrap();
+        let pod: usize = memory.split_once("Mi\n").unwrap().0.parse().unwrap();
+        let streams = ScalerArgs::default().max_streams_per_client * STREAM_KIB / 1024;
+        assert!(PROCESS_MIB + streams <= pod, "{streams} MiB of streams in {pod}");
+    }
+
+    #[test]
     fn the_help_suffices_to_operate_the_scaler() {
         let help = <Cli as clap::CommandFactory>::command().render_long_help();
         insta::assert_snapshot!(help);
