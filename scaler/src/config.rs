@@ -69,12 +69,15 @@ pub struct ScalerArgs {
     #[arg(default_value = "1s", value_parser = span)]
     pub refresh: Duration,
 
-    /// How often `active` is pushed again until a worker reports
+    /// How soon `active` is pushed again while no worker reports; then after 1, 2, 4, ... as long
+    ///
+    /// Up to --heartbeat: workers may be long in coming. Where one reports, jobs that come one by one
+    /// are pushed as often at most, or once a second where this is longer.
     #[arg(long, env = "EBB_SCALER_REPEAT", hide_env_values = true, value_name = "SPAN")]
     #[arg(default_value = "1s", value_parser = span)]
     pub repeat: Duration,
 
-    /// How often `active` is pushed again once a worker reports
+    /// How often `active` is pushed again once a worker reports, or none has come for long
     ///
     /// Each push makes KEDA write the status of the ScaledObject.
     #[arg(long, env = "EBB_SCALER_HEARTBEAT", hide_env_values = true, value_name = "SPAN")]

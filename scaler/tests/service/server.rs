@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::kit::{Kit, args, ends_with_ok, object, page, page_says, publish, said};
+use crate::kit::{Kit, args, ends_with_ok, object, page, page_says, patiently, publish, said};
 use crate::wire::{GOAWAY, Wire};
 
 #[tokio::test]
@@ -157,7 +157,9 @@ async fn an_embedded_queue_is_watched_across_handles() {
     let client = ExternalScalerClient::connect(format!("http://{address}")).await;
     let mut client = client.unwrap();
     let mut stream = client.stream_is_active(object(&[])).await.unwrap().into_inner();
-    assert_eq!(said(&mut stream).await, Some(false));
+    let idle =
+        patiently(async || Ok(client.clone().is_active(object(&[])).await?.into_inner().result));
+    assert!(!idle.await.unwrap());
 
     let producer = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
     producer.publish(vec![Job::new("{}", Timestamp::now())]).await.unwrap();
