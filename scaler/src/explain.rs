@@ -200,6 +200,10 @@ impl Explain {
     /// What is remembered of an object; of its triggers those that were asked for lately.
     pub(crate) fn object(&self, name: &Name, keep: Duration) -> Option<Object> {
         let mut object = self.lock().objects.get(name)?.clone();
+        // KEDA asks for all triggers of an object together, so one that is still wrong is refused again.
+        let last = object.triggers.iter().map(|trigger| trigger.asked).max();
+        let is_over = |at: Instant| last.is_some_and(|last| last > at + POLL);
+        object.refused = object.refused.take().filter(|(_, at)| !is_over(*at));
         object.triggers.retain(|trigger| trigger.asked.elapsed() <= keep);
         Some(object)
     }
@@ -510,6 +514,27 @@ mod tests {
             explain.rival("ml", "a", &one.place);
         }
         assert_eq!(explain.lock().first.len(), MAX_OF_ONE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_of_the_past_once_a_poll_went_without_it() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let refused =
+            || explain.object(&("ml".into(), "a".into()), LONG).unwrap().refused.is_some();
+        // Of two triggers one is wrong, poll after poll.
+        for _ in 0..5 {
+            explain.refused("ml", "a", &Refusal::Denied("no".into()));
+            explain.told("ml", "a", &one, Told::Active(true));
+            assert!(refused());
+            tokio::time::advance(Duration::from_secs(30)).await;
+        }
+        explain.told("ml", "a", &one, Told::Active(true));
+        assert!(refused(), "it may be asked for in a moment");
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert!(refused(), "nobody has asked since");
+        explain.told("ml", "a", &one, Told::Active(true));
+        assert!(!refused());
     }
 
     #[test]
