@@ -16,7 +16,7 @@ use ebb_queue::{Foreign, Priority, QueueUrl, Source};
 pub(crate) use given::FROM_ENV;
 use given::Given;
 pub(crate) use options::{
-    CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PROFILE, QUEUE, STREAM, option,
+    CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PRIORITIES, PROFILE, QUEUE, STREAM, option,
 };
 pub use options::{OPTIONS, TriggerOption};
 pub(crate) use source::{as_with_keda, serves_foreign};

@@ -42,6 +42,9 @@ pub(super) const ACTIVATION_WAIT: &str = "activationWait";
 pub(super) const ACTIVATION_PRIORITY: &str = "activationPriority";
 pub(super) const LINGER: &str = "linger";
 
+/// Those that take a priority.
+pub(crate) const PRIORITIES: [&str; 2] = [SLO_PRIORITY, ACTIVATION_PRIORITY];
+
 const SPAN: &str = "seconds, or a span such as 90s or 5m";
 
 /// All options, in the order in which they are documented.
