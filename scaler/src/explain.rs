@@ -202,7 +202,9 @@ impl Explain {
         let mut object = self.lock().objects.get(name)?.clone();
         // KEDA asks for all triggers of an object together, so one that is still wrong is refused again.
         let last = object.triggers.iter().map(|trigger| trigger.asked).max();
-        let is_over = |at: Instant| last.is_some_and(|last| last > at + POLL);
+        let spacing = object.triggers.iter().map(|trigger| trigger.spacing).max();
+        let poll = POLL.max(spacing.unwrap_or_default().mul_f64(1.5));
+        let is_over = |at: Instant| last.is_some_and(|last| last > at + poll);
         object.refused = object.refused.take().filter(|(_, at)| !is_over(*at));
         object.triggers.retain(|trigger| trigger.asked.elapsed() <= keep);
         Some(object)
