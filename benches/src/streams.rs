@@ -23,7 +23,7 @@ use crate::scaler::ScalerProcess;
 ///
 /// Starts `ebb scaler` and opens streams of activity on one connection, as KEDA does for its
 /// external-push triggers, spread over a few queues. Then one job arrives in each queue. Exits
-/// with 1 if a stream is never told, or begins with the wrong state.
+/// with 1 if a stream is never told, or has not opened by then.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
