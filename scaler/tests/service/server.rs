@@ -88,6 +88,7 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
         "scaler_connections 1",
         "scaler_streams{method=\"StreamIsActive\"} 1",
         "scaler_pushes_total{reason=\"open\"} 1",
+        "scaler_pushes_total{reason=\"heartbeat\"} 0",
         "scaler_looks_total{cause=\"open\"} 1",
         "scaler_request_seconds_count{code=\"Ok\",method=\"GetMetrics\"} 1",
         "scaler_request_seconds_count{code=\"InvalidArgument\",method=\"IsActive\"} 1",
