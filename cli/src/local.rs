@@ -92,6 +92,8 @@ impl Local {
             http_listen: None,
             refresh: REFRESH,
             stream_max_age: Duration::from_secs(86_400),
+            // Nobody is left who asks when it ends.
+            grace: Duration::from_secs(1),
             ..ScalerArgs::default()
         });
         let scaler = scaler.await.context("cannot start the scaler")?;

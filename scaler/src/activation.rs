@@ -14,7 +14,8 @@ use crate::trigger::{Activation, Low, Trigger};
 pub enum Why {
     /// Active: workers hold jobs, and dropping to zero would kill them.
     InFlight(u64),
-    /// Active: workers are loading their model, and there is or was work for them a short while ago.
+    /// Active: workers are loading their model, and there is work for them, or was or will be within
+    /// a short while.
     Starting(u64),
     /// Active: more jobs are ready than it takes to wake the pool.
     Ready(u64),
@@ -76,8 +77,8 @@ impl fmt::Display for Why {
     }
 }
 
-/// Starting workers keep a pool up for so long after the last work at least, and for so many cold
-/// starts: those that fail and start again would do so for ever.
+/// Starting workers keep a pool up for so long after the last work and before the next delayed job at
+/// least, and for so many cold starts: those that fail and start again would do so for ever.
 const START: Duration = Duration::from_secs(300);
 const STARTS: f64 = 3.0;
 
@@ -92,12 +93,17 @@ pub(crate) fn wake(
     let activation = &trigger.activation;
     let starting = snapshot.workers.iter().filter(|w| w.phase == Phase::Starting).count() as u64;
     let is_asking = jobs.ready > n_left_out;
+    let patience = START.max(span(STARTS * pace.cold_start));
     let worked_lately = || {
-        let span = START.max(span(STARTS * pace.cold_start));
-        let is_recent = |last: Timestamp| last.checked_add(span).is_ok_and(|end| now < end);
+        let is_recent = |last: Timestamp| last.checked_add(patience).is_ok_and(|end| now < end);
         counted.learned.last_work.is_some_and(is_recent)
     };
-    let is_wanted = || is_asking || snapshot.depth.delayed > 0 || worked_lately();
+    let due = snapshot.depth.next_delayed.filter(|_| snapshot.depth.delayed > 0);
+    let before = |due: Timestamp, span| due.checked_sub(span).unwrap_or(Timestamp::MIN);
+    // Where nobody tells when, it may be at once.
+    let comes_soon =
+        || snapshot.depth.delayed > 0 && due.is_none_or(|due| before(due, patience) <= now);
+    let is_wanted = || is_asking || comes_soon() || worked_lately();
     let up = || snapshot.workers.iter().any(|worker| worker.phase != Phase::Draining);
     let lingers = || {
         let last = counted.learned.last_work;
@@ -121,8 +127,9 @@ pub(crate) fn wake(
             _ => Why::BelowActivation(ready),
         },
     };
-    let due = snapshot.depth.next_delayed.filter(|_| snapshot.depth.delayed > 0);
-    let due = due.map(|due| due - ahead(trigger, pace)).filter(|at| *at > now);
+    // Workers that start count for it sooner than it counts itself.
+    let lead = if starting > 0 { patience } else { ahead(trigger, pace) };
+    let due = due.map(|due| before(due, lead)).filter(|at| *at > now);
     let wakes_at = match why {
         Why::BelowActivation(_) | Why::LeftOut { .. } => clocks.next().into_iter().chain(due).min(),
         Why::Empty => due,
@@ -418,9 +425,26 @@ mod tests {
         snapshot.learned.cold_start = Some(200.0);
         assert_eq!(why(&snapshot, 599), Why::Starting(2));
         assert_eq!(why(&snapshot, 600), Why::Empty);
-        // What is still to come is work.
+        // What is still to come is work, where nobody tells when.
         snapshot.depth.delayed = 1;
         assert_eq!(why(&snapshot, 86_400), Why::Starting(2));
+    }
+
+    #[test]
+    fn a_job_that_is_far_away_does_not_keep_a_pool_up_whose_worker_never_gets_ready() {
+        let mut snapshot = queue(0, 0, &[(Phase::Starting, 0)]);
+        (snapshot.depth.delayed, snapshot.depth.next_delayed) = (1, Some(at(43_200)));
+        let decision = |snapshot: &Snapshot, seconds| decide(snapshot, &patient(0), at(seconds));
+        for seconds in [0, 300, 42_899] {
+            assert_eq!(decision(&snapshot, seconds).why, Why::Empty, "{seconds} s");
+        }
+        // By the time it is due the worker may be ready.
+        assert_eq!(decision(&snapshot, 0).wakes_at, Some(at(42_900)));
+        assert_eq!(decision(&snapshot, 42_900).why, Why::Starting(1));
+        // A model that takes long to load has as much more time.
+        snapshot.learned.cold_start = Some(200.0);
+        assert_eq!(decision(&snapshot, 42_600).why, Why::Starting(1));
+        assert_eq!(decision(&snapshot, 42_599).why, Why::Empty);
     }
 
     proptest! {
@@ -445,8 +469,9 @@ mod tests {
             s in snapshots(), t in triggers(),
         ) {
             let up = s.workers.iter().any(|w| w.phase != Phase::Draining);
+            let is_soon = s.depth.next_delayed.is_none_or(|due| due <= at(300));
             let starts = s.workers.iter().any(|w| w.phase == Phase::Starting)
-                && (s.depth.delayed > 0 || s.learned.last_work.is_some());
+                && (s.depth.delayed > 0 && is_soon || s.learned.last_work.is_some());
             let runs = s.depth.in_flight > 0 || s.workers.iter().any(|w| w.in_flight > 0);
             let active = decide(&s, &t, NOW).active;
             assert!(active || !(runs || starts || up && asking(&s, &t) > 0));

@@ -21,7 +21,7 @@ use crate::reload::Source;
 use crate::resolved::Resolved;
 use crate::site::{Connect, Site};
 use crate::snapshot::Snapshot;
-use crate::trigger::{FROM_ENV, MODE, option};
+use crate::trigger::{FROM_ENV, MODE, PRIORITIES, option};
 
 /// A broker that has not answered by then counts as unavailable.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -254,6 +254,7 @@ impl Trial {
         let (answer, problem) = match resolved {
             _ if left_out.iter().any(|key| decides(key)) => (None, None),
             Err(_) if left_out.iter().any(|key| plain(key) == MODE) => (None, None),
+            Err(_) if self.may_be_right(namespace, &known, &left_out) => (None, None),
             Ok(resolved) => match self.answer(&resolved).await {
                 Ok(answer) => (Some(answer), None),
                 Err(problem) => (None, Some(problem)),
@@ -270,6 +271,29 @@ impl Trial {
             answer,
             problem,
         }
+    }
+
+    /// Whether a trigger that is refused without them would be answered with some priorities for those
+    /// that are left out: what else it may say depends on them.
+    fn may_be_right(
+        &self,
+        namespace: &str,
+        known: &HashMap<String, String>,
+        left_out: &[String],
+    ) -> bool {
+        let mut tries = vec![known.clone()];
+        for key in left_out.iter().map(|key| plain(key)).filter(|key| PRIORITIES.contains(key)) {
+            let with = |metadata: &HashMap<String, String>, priority: &str| {
+                let mut metadata = metadata.clone();
+                metadata.insert(key.to_owned(), priority.to_owned());
+                metadata
+            };
+            let each = |metadata: &HashMap<_, _>| {
+                ["low", "normal", "high"].map(|priority| with(metadata, priority))
+            };
+            tries = tries.iter().flat_map(each).collect();
+        }
+        tries.iter().any(|metadata| self.profiles.resolve(namespace, metadata).is_ok())
     }
 
     async fn answer(&mut self, resolved: &Resolved) -> std::result::Result<Answer, Problem> {

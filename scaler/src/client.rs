@@ -31,12 +31,18 @@ impl Client {
 /// come; one that is sent by halves holds as much as a message may be large.
 const MAX_UNREAD: usize = 1024;
 
+/// Calls of one client that may wait for that. Nothing of them is read, and what they have sent by then
+/// takes room too.
+const MAX_WAITING: usize = 2048;
+
 /// What each client may have.
 pub(crate) struct Clients {
     /// Long-lived streams on all its connections.
     streams: Rooms<Client>,
     /// Calls that are not read yet.
     unread: Rooms<Client>,
+    /// Calls that wait to be read.
+    waiting: Rooms<Client>,
     /// Connections of an address, which is all that is known before a handshake.
     connections: Rooms<IpAddr>,
 }
@@ -47,6 +53,7 @@ impl Clients {
         Self {
             streams: Rooms::new(max_streams),
             unread: Rooms::new(MAX_UNREAD),
+            waiting: Rooms::new(MAX_WAITING),
             connections: Rooms::new(max_connections),
         }
     }
@@ -59,6 +66,11 @@ impl Clients {
     /// The same for calls that are not read yet.
     pub(crate) fn unread(&self, client: Client) -> Arc<Semaphore> {
         self.unread.of(client)
+    }
+
+    /// The same for calls that wait to be read.
+    pub(crate) fn waiting(&self, client: Client) -> Arc<Semaphore> {
+        self.waiting.of(client)
     }
 
     /// The room for connections from an address.

@@ -69,12 +69,15 @@ pub struct ScalerArgs {
     #[arg(default_value = "1s", value_parser = span)]
     pub refresh: Duration,
 
-    /// How often `active` is pushed again until a worker reports
+    /// How soon `active` is pushed again while no worker reports; then after 1, 2, 4, ... as long
+    ///
+    /// Up to --heartbeat: workers may be long in coming. Where one reports, jobs that come one by one
+    /// are pushed as often at most, or once a second where this is longer.
     #[arg(long, env = "EBB_SCALER_REPEAT", hide_env_values = true, value_name = "SPAN")]
     #[arg(default_value = "1s", value_parser = span)]
     pub repeat: Duration,
 
-    /// How often `active` is pushed again once a worker reports
+    /// How often `active` is pushed again once a worker reports, or none has come for long
     ///
     /// Each push makes KEDA write the status of the ScaledObject.
     #[arg(long, env = "EBB_SCALER_HEARTBEAT", hide_env_values = true, value_name = "SPAN")]
@@ -320,6 +323,19 @@ mod tests {
         assert!(told(none).contains("--max-streams is 0"));
         let none = ScalerArgs { max_streams_per_client: 0, ..good };
         assert!(told(none).contains("--max-streams-per-client is 0"));
+    }
+
+    #[test]
+    fn the_streams_that_a_client_may_have_fit_into_the_pod_that_is_shipped() {
+        // As measured, somewhat rounded up: docs/sizing.md.
+        const PROCESS_MIB: usize = 32;
+        const STREAM_KIB: usize = 10;
+        let deployment = include_str!("../../deploy/base/scaler/deployment.yaml");
+        let (_, limits) = deployment.split_once("            limits:\n").unwrap();
+        let (_, memory) = limits.split_once("memory: ").unwrap();
+        let pod: usize = memory.split_once("Mi\n").unwrap().0.parse().unwrap();
+        let streams = ScalerArgs::default().max_streams_per_client * STREAM_KIB / 1024;
+        assert!(PROCESS_MIB + streams <= pod, "{streams} MiB of streams in {pod}");
     }
 
     #[test]

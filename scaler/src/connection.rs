@@ -71,8 +71,9 @@ pub(crate) struct Peer {
     streams: Arc<Semaphore>,
     /// Shared by all connections of the client.
     of_client: Arc<Semaphore>,
-    /// The same for calls that are not read yet.
+    /// The same for calls that are not read yet, and for those that wait for room among them.
     unread: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 /// Room for one long-lived stream: on its connection, and among those of its client.
@@ -90,6 +91,9 @@ pub(crate) enum Full {
          --max-streams-per-client"
     )]
     Client,
+    /// It sends more calls than it lets us read.
+    #[error("this client has too many calls that are not sent whole; send less at once")]
+    Calls,
 }
 
 impl Peer {
@@ -101,9 +105,13 @@ impl Peer {
         Ok([on_connection, of_client])
     }
 
-    /// Room for a call until it is read, as soon as there is any; none where there never is.
-    pub(crate) async fn room_for_a_call(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.unread).acquire_owned().await.ok()
+    /// Room for a call until it is read, as soon as there is any.
+    pub(crate) async fn room_for_a_call(&self) -> Result<OwnedSemaphorePermit, Full> {
+        if let Ok(room) = Arc::clone(&self.unread).try_acquire_owned() {
+            return Ok(room);
+        }
+        let _waits = self.waiting.try_acquire().map_err(|_| Full::Calls)?;
+        Ok(Arc::clone(&self.unread).acquire_owned().await.expect("it is never closed"))
     }
 }
 
@@ -220,7 +228,8 @@ impl Welcome {
         let peer = Peer {
             streams: Arc::new(Semaphore::new(self.max_streams)),
             of_client: self.clients.streams(client.clone()),
-            unread: self.clients.unread(client),
+            unread: self.clients.unread(client.clone()),
+            waiting: self.clients.waiting(client),
         };
         let gauge = self.metrics.connections();
         gauge.inc();
@@ -332,6 +341,7 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use futures::StreamExt;
@@ -339,8 +349,9 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::sync::Semaphore;
 
-    use super::{Welcome, incoming, of_one_address};
+    use super::{Full, Peer, Welcome, incoming, of_one_address};
     use crate::client::Clients;
     use crate::metrics::Metrics;
     use crate::tls::{Tls, TlsArgs};
@@ -387,6 +398,23 @@ mod tests {
         }
         assert!(!server.is_finished());
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_call_waits_for_room_beside_so_many_and_one_more_is_refused() {
+        let room = |n| Arc::new(Semaphore::new(n));
+        let peer = Peer { streams: room(1), of_client: room(1), unread: room(1), waiting: room(1) };
+        let first = peer.room_for_a_call().await.unwrap();
+        let mut second = Box::pin(peer.room_for_a_call());
+        assert!(futures::poll!(&mut second).is_pending());
+        let third = peer.room_for_a_call().await;
+        assert!(matches!(third, Err(Full::Calls)), "{third:?}");
+        drop(first);
+        let second = second.await.unwrap();
+        // Who waits no more leaves room to wait.
+        assert!(futures::poll!(Box::pin(peer.room_for_a_call())).is_pending());
+        drop(second);
+        assert!(peer.room_for_a_call().await.is_ok());
     }
 
     #[tokio::test]

@@ -66,7 +66,8 @@ pub(crate) struct Remembered {
     pub(crate) target: Option<(f64, Instant)>,
     pub(crate) value: Option<(f64, Instant)>,
     pub(crate) active: Option<(bool, Instant)>,
-    pub(crate) pushed: Option<(bool, Instant)>,
+    /// When it was told on a stream that the pool may not be at zero.
+    pub(crate) pushed: Option<Instant>,
     /// The time between the last two answers of activity.
     spacing: Duration,
 }
@@ -92,8 +93,8 @@ pub(crate) enum Told {
     Value(f64),
     /// Whether the pool may not be at zero.
     Active(bool),
-    /// The same, on a stream.
-    Pushed(bool),
+    /// That it may not, on a stream.
+    Pushed,
 }
 
 impl Explain {
@@ -119,7 +120,7 @@ impl Explain {
                 let before = trigger.active.replace((active, now));
                 trigger.spacing = before.map_or(Duration::ZERO, |(_, before)| now - before);
             }
-            Told::Pushed(active) => trigger.pushed = Some((active, now)),
+            Told::Pushed => trigger.pushed = Some(now),
         }
         is_first
     }
@@ -199,6 +200,12 @@ impl Explain {
     /// What is remembered of an object; of its triggers those that were asked for lately.
     pub(crate) fn object(&self, name: &Name, keep: Duration) -> Option<Object> {
         let mut object = self.lock().objects.get(name)?.clone();
+        // KEDA asks for all triggers of an object together, so one that is still wrong is refused again.
+        let last = object.triggers.iter().map(|trigger| trigger.asked).max();
+        let spacing = object.triggers.iter().map(|trigger| trigger.spacing).max();
+        let poll = POLL.max(spacing.unwrap_or_default().mul_f64(1.5));
+        let is_over = |at: Instant| last.is_some_and(|last| last > at + poll);
+        object.refused = object.refused.take().filter(|(_, at)| !is_over(*at));
         object.triggers.retain(|trigger| trigger.asked.elapsed() <= keep);
         Some(object)
     }
@@ -363,8 +370,7 @@ impl Remembered {
 
     /// Whether nothing was told of it yet.
     fn is_new(&self) -> bool {
-        let active = self.active.or(self.pushed);
-        self.target.or(self.value).is_none() && active.is_none()
+        self.target.or(self.value).is_none() && self.active.is_none() && self.pushed.is_none()
     }
 
     /// What follows from the value that was told last.
@@ -376,9 +382,8 @@ impl Remembered {
 
     /// Whether KEDA was told last, by an answer or on a stream, that the pool may be at zero.
     fn is_held(&self) -> bool {
-        let told = self.active.into_iter().chain(self.pushed);
-        let last = told.max_by_key(|(_, at)| *at);
-        last.is_some_and(|(active, at)| !active && self.is_of_now(at))
+        let is_last = |at: Instant| self.pushed.is_none_or(|pushed| pushed < at);
+        self.active.is_some_and(|(active, at)| !active && is_last(at) && self.is_of_now(at))
     }
 
     /// Whether KEDA need not have asked again since it was told this, as often as it asks.
@@ -415,7 +420,7 @@ mod tests {
         assert!(explain.told("ml", "a", &one, Told::Value(3.0)));
         assert!(!explain.told("ml", "a", &one, Told::Value(4.0)), "it was told before");
         assert!(explain.told("ml", "a", &two, Told::Active(true)));
-        explain.told("ml", "b", &one, Told::Pushed(false));
+        explain.told("ml", "b", &one, Told::Pushed);
         explain.refused("ml", "c", &Refusal::Denied("no".into()));
         let names: Vec<_> = explain.names().into_iter().map(|(_, name)| name).collect();
         assert_eq!(names, ["a", "b", "c"]);
@@ -513,6 +518,27 @@ mod tests {
         assert_eq!(explain.lock().first.len(), MAX_OF_ONE);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_of_the_past_once_a_poll_went_without_it() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        let refused =
+            || explain.object(&("ml".into(), "a".into()), LONG).unwrap().refused.is_some();
+        // Of two triggers one is wrong, poll after poll.
+        for _ in 0..5 {
+            explain.refused("ml", "a", &Refusal::Denied("no".into()));
+            explain.told("ml", "a", &one, Told::Active(true));
+            assert!(refused());
+            tokio::time::advance(Duration::from_secs(30)).await;
+        }
+        explain.told("ml", "a", &one, Told::Active(true));
+        assert!(refused(), "it may be asked for in a moment");
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert!(refused(), "nobody has asked since");
+        explain.told("ml", "a", &one, Told::Active(true));
+        assert!(!refused());
+    }
+
     #[test]
     fn of_a_long_refusal_its_beginning_is_kept() {
         let explain = Explain::default();
@@ -577,8 +603,6 @@ mod tests {
         explain.told("ml", "a", &few, Told::Active(true));
         explain.told("ml", "a", &many, Told::Active(false));
         assert_eq!(wanted(), Some(6.0));
-        explain.told("ml", "a", &few, Told::Pushed(false));
-        tokio::time::advance(Duration::from_secs(1)).await;
         explain.told("ml", "a", &few, Told::Active(false));
         assert_eq!(wanted(), Some(0.0));
         // A trigger that was taken away is of the past once a poll went without it.
@@ -598,7 +622,7 @@ mod tests {
         explain.told("ml", "a", &one, Told::Active(false));
         assert_eq!(asked(), Some(0.0));
         tokio::time::advance(Duration::from_secs(1)).await;
-        explain.told("ml", "a", &one, Told::Pushed(true));
+        explain.told("ml", "a", &one, Told::Pushed);
         assert_eq!(asked(), Some(3.0), "what was told last counts");
         tokio::time::advance(Duration::from_secs(1)).await;
         explain.told("ml", "a", &one, Told::Active(false));

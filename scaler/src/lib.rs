@@ -18,6 +18,7 @@ mod decision;
 mod explain;
 mod figures;
 mod file;
+mod health;
 #[cfg(test)]
 mod kit;
 mod learn;

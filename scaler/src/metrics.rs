@@ -8,7 +8,7 @@ use ebb_queue::{ErrorKind, Timestamp};
 use ebb_telemetry::Condition;
 use prometheus::core::Collector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use tonic::Code;
 
@@ -65,6 +65,10 @@ impl Metrics {
                 metrics.reloads(files).with_label_values(&[outcome]).inc_by(0);
             }
             metrics.found(files, Condition::Mended);
+        }
+        // Nothing may be said for hours.
+        for reason in [Reason::Open, Reason::Edge, Reason::Repeat, Reason::Heartbeat] {
+            metrics.pushes(reason).inc_by(0);
         }
         Ok(metrics)
     }
@@ -136,13 +140,17 @@ impl Metrics {
     }
 
     pub(crate) fn pushed(&self, reason: Reason) {
+        self.pushes(reason).inc();
+    }
+
+    fn pushes(&self, reason: Reason) -> IntCounter {
         let reason = match reason {
             Reason::Open => "open",
             Reason::Edge => "edge",
             Reason::Repeat => "repeat",
             Reason::Heartbeat => "heartbeat",
         };
-        self.pushes.with_label_values(&[reason]).inc();
+        self.pushes.with_label_values(&[reason])
     }
 
     pub(crate) fn looked(&self, cause: Cause) {

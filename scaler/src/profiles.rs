@@ -8,8 +8,13 @@ use ebb_queue::{Foreign, QueueUrl, Source};
 use crate::place::Place;
 use crate::policy::Policy;
 use crate::resolved::{Origin, Resolved, Shown};
-use crate::trigger::{FROM_ENV, KEDA_KEYS, MODE, OPTIONS, Options, PROFILE, QUEUE, STREAM};
-use crate::trigger::{Trigger, TriggerError, as_with_keda, is_name, option, serves_foreign};
+use crate::trigger::{
+    ACTIVATION_WAIT, FROM_ENV, KEDA_KEYS, MODE, OPTIONS, Options, PROFILE, QUEUE,
+};
+use crate::trigger::{
+    SLO, SLO_PRIORITY, STREAM, Trigger, TriggerError, WAITED_BESIDE, as_with_keda,
+};
+use crate::trigger::{is_name, leaves_time, option, serves_foreign};
 
 /// The profile of triggers that name none.
 pub(crate) const DEFAULT_PROFILE: &str = "default";
@@ -183,7 +188,7 @@ impl Profile {
 
     /// All that is said about a trigger: its own metadata before the defaults of its queue, and
     /// those before the defaults of the profile. Defaults of no use in the trigger's mode are passed
-    /// over: they are for the triggers of another.
+    /// over, and so is a wait that is longer than its objective: they are for the triggers of another.
     fn merged<'a>(&'a self, metadata: &'a HashMap<String, String>) -> Vec<Given<'a>> {
         let mut given: Vec<Given<'_>> = metadata
             .iter()
@@ -212,6 +217,9 @@ impl Profile {
         let mode = mode.map_or("jobs", |given| given.value.trim()).to_owned();
         let of_use = |key: &str| option(key).is_none_or(|option| option.applies_to(&mode));
         given.retain(|given| given.is_own() || of_use(given.key));
+        if mode == "slo" && is_wait_too_long(&given) {
+            given.retain(|given| given.is_own() || given.key != ACTIVATION_WAIT);
+        }
         given.sort_by(|a, b| a.key.cmp(b.key));
         given
     }
@@ -243,6 +251,17 @@ impl Profile {
         }
         Ok(())
     }
+}
+
+/// Whether the wait leaves no time for the objective of a trigger that says itself what to hold back or
+/// for which objective. In defaults alone it is a mistake in them.
+fn is_wait_too_long(given: &[Given<'_>]) -> bool {
+    let value = |name: &str| given.iter().find(|one| one.name() == name).map(|one| one.value);
+    let is_asked = given.iter().any(|one| one.is_own() && WAITED_BESIDE.contains(&one.name()));
+    let leaves_out = value(SLO_PRIORITY).is_some_and(|priority| priority.trim() == "normal");
+    let (wait, within) = (value(ACTIVATION_WAIT), value(SLO));
+    let is_late = wait.zip(within).is_some_and(|(wait, within)| !leaves_time(wait, within));
+    is_asked && !leaves_out && is_late
 }
 
 /// One option of a trigger, and where it comes from.

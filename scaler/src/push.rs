@@ -1,4 +1,7 @@
 //! When a push stream says `true`. No clock and no task in here: time comes in as an argument.
+//!
+//! It never says `false`: KEDA from 2.18 on does not listen to it, and KEDA 2.17 takes the pool to zero
+//! for it once the cooldown is over, whatever the other triggers of the object say.
 
 use std::time::Duration;
 
@@ -11,14 +14,16 @@ use crate::trigger::Trigger;
 /// How often an active stream speaks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cadence {
-    /// Until a worker reports: KEDA drops a push that comes too early in the life of an object.
+    /// For the first time, where no worker is known: KEDA drops a push that comes too early in the
+    /// life of an object. Each pause after it is as long as it is active by then.
     pub(crate) repeat: Duration,
-    /// Once one does.
+    /// At last, or once a worker is known.
     pub(crate) heartbeat: Duration,
 }
 
-/// Who waits for workers that do not report repeats itself no longer than this.
-const LONGEST_REPEATED: Duration = Duration::from_secs(60);
+/// Each `true` has KEDA patch the status of an object, and a pool that is up needs none sooner than
+/// its cooldown could notice.
+const LONGEST_CALM: Duration = Duration::from_secs(1);
 
 /// What a stream looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +43,13 @@ pub(crate) struct Seen {
 /// Why a stream spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// It was opened; the only one that may say `false`.
+    /// It was opened, and the trigger is active.
     Open,
     /// The trigger became active.
     Edge,
-    /// It is active and no worker is known.
+    /// It is active for a short while, and no worker is known.
     Repeat,
-    /// It is active, and a worker is known or none can be.
+    /// It is active, and a worker is known or does not come.
     Heartbeat,
 }
 
@@ -55,6 +60,8 @@ pub(crate) enum Push {
     Opening,
     /// Leads to `Active`.
     Inactive {
+        /// When `true` was said last, if ever.
+        told: Option<Instant>,
         /// When to look again even if nothing changes.
         wakes: Option<Instant>,
     },
@@ -70,25 +77,42 @@ pub(crate) enum Push {
 }
 
 impl Push {
-    /// Takes note of what is seen, and says whether and why to tell it now.
+    /// Takes note of what is seen, and says whether and why to say `true` now.
     pub(crate) fn next(&mut self, seen: Seen, cadence: Cadence, now: Instant) -> Option<Reason> {
-        let reason = match *self {
-            Self::Opening => Some(Reason::Open),
-            Self::Inactive { .. } => seen.active.then_some(Reason::Edge),
+        if !seen.active {
+            *self = Self::Inactive { told: self.told(), wakes: seen.wakes };
+            return None;
+        }
+        let (reason, since) = match *self {
+            Self::Opening => (Reason::Open, now),
+            Self::Inactive { told, .. } => {
+                if let Some(until) = told.and_then(|told| cadence.calm(seen, told, now)) {
+                    *self = Self::Inactive { told, wakes: Some(seen.until(until, now)) };
+                    return None;
+                }
+                (Reason::Edge, now)
+            }
             Self::Active { since, told, .. } => {
-                let (reason, after) = cadence.next(seen, now - since);
-                *self = Self::Active { since, told, due: seen.until(told + after, now) };
-                (seen.active && told + after <= now).then_some(reason)
+                let (reason, after) = cadence.next(seen, told - since);
+                if now < told + after {
+                    *self = Self::Active { since, told, due: seen.until(told + after, now) };
+                    return None;
+                }
+                (reason, since)
             }
         };
-        if !seen.active {
-            *self = Self::Inactive { wakes: seen.wakes };
-        } else if reason.is_some() {
-            let since = if let Self::Active { since, .. } = *self { since } else { now };
-            let (_, after) = cadence.next(seen, now - since);
-            *self = Self::Active { since, told: now, due: seen.until(now + after, now) };
+        let (_, after) = cadence.next(seen, now - since);
+        *self = Self::Active { since, told: now, due: seen.until(now + after, now) };
+        Some(reason)
+    }
+
+    /// When `true` was said last.
+    fn told(&self) -> Option<Instant> {
+        match *self {
+            Self::Opening => None,
+            Self::Inactive { told, .. } => told,
+            Self::Active { told, .. } => Some(told),
         }
-        reason
     }
 
     /// Since when it is active.
@@ -100,7 +124,7 @@ impl Push {
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
             Self::Opening => None,
-            Self::Inactive { wakes } => *wakes,
+            Self::Inactive { wakes, .. } => *wakes,
             Self::Active { due, .. } => Some(*due),
         }
     }
@@ -119,13 +143,22 @@ impl Seen {
 }
 
 impl Cadence {
-    /// How an active stream goes on that was first told of it so long ago.
+    /// How an active stream goes on that spoke last when it had been active for so long.
     fn next(self, seen: Seen, active_for: Duration) -> (Reason, Duration) {
-        if seen.attended || (!seen.reports && active_for >= LONGEST_REPEATED) {
+        let pause = self.repeat.max(active_for);
+        if seen.attended || pause >= self.heartbeat {
             (Reason::Heartbeat, self.heartbeat)
         } else {
-            (Reason::Repeat, self.repeat)
+            (Reason::Repeat, pause)
         }
+    }
+
+    /// Until when an edge waits, if it does: at once it is told only to a pool that may be at zero.
+    fn calm(self, seen: Seen, told: Instant, now: Instant) -> Option<Instant> {
+        // Whether the workers of others are there nobody knows before they hold a job.
+        let is_up = seen.attended || !seen.reports;
+        let until = told + self.repeat.min(LONGEST_CALM);
+        Some(until).filter(|until| is_up && now < *until)
     }
 }
 
@@ -164,27 +197,79 @@ mod tests {
     const ATTENDED: Seen = Seen { attended: true, ..ALONE };
 
     /// Seconds since the stream was opened, what is seen then, and what is to be said.
+    #[track_caller]
     fn check(steps: &[(u64, Seen, Option<Reason>)]) {
+        let millis = steps.iter().map(|(at, seen, expected)| (1000 * at, *seen, *expected));
+        check_millis(&millis.collect::<Vec<_>>());
+    }
+
+    /// The same in milliseconds.
+    #[track_caller]
+    fn check_millis(steps: &[(u64, Seen, Option<Reason>)]) {
         let start = Instant::now();
         let mut push = Push::Opening;
         for (at, seen, expected) in steps {
-            let now = start + Duration::from_secs(*at);
-            assert_eq!(push.next(*seen, CADENCE, now), *expected, "at {at} s of {steps:?}");
+            let now = start + Duration::from_millis(*at);
+            assert_eq!(push.next(*seen, CADENCE, now), *expected, "at {at} ms of {steps:?}");
         }
     }
 
     #[test]
-    fn the_state_comes_first_and_false_never_again() {
-        let cases = [(IDLE, None), (ALONE, None)];
-        for (seen, next) in cases {
-            check(&[(0, seen, Some(Reason::Open)), (0, seen, next), (100, IDLE, None)]);
+    fn a_stream_never_says_false() {
+        // KEDA 2.17 takes a pool to zero for it that another trigger keeps up.
+        check(&[(0, IDLE, None), (50, ALONE, Some(Reason::Edge)), (60, IDLE, None)]);
+        check(&[(0, ALONE, Some(Reason::Open)), (0, ALONE, None), (100, IDLE, None)]);
+    }
+
+    #[test]
+    fn short_jobs_of_a_pool_that_is_up_are_told_once_a_second_and_at_zero_at_once() {
+        let silent = Seen { reports: false, ..ALONE };
+        for working in [ATTENDED, silent, Seen { attended: true, ..silent }] {
+            check_millis(&[
+                (0, working, Some(Reason::Open)),
+                (100, IDLE, None),
+                (250, working, None),
+                (300, IDLE, None),
+                (999, working, None),
+                (1000, working, Some(Reason::Edge)),
+                (1100, IDLE, None),
+                (1250, working, None),
+                // The pool went to zero meanwhile.
+                (1300, ALONE, Some(Reason::Edge)),
+                (1400, IDLE, None),
+                (2400, working, Some(Reason::Edge)),
+            ]);
+        }
+        let start = Instant::now();
+        let mut push = Push::Opening;
+        assert_eq!(push.next(ATTENDED, CADENCE, start), Some(Reason::Open));
+        assert_eq!(push.next(IDLE, CADENCE, start), None);
+        assert_eq!(push.next(ATTENDED, CADENCE, start), None);
+        assert_eq!(push.due(), Some(start + CADENCE.repeat), "it is looked at again then");
+    }
+
+    #[test]
+    fn where_no_worker_comes_it_is_told_ever_less_often() {
+        for reports in [true, false] {
+            let seen = Seen { reports, ..ALONE };
+            let repeats = [11, 12, 14, 18, 26, 42];
+            let beats = [72, 102, 132];
+            let told = |at: u64| match at {
+                10 => Some(Reason::Edge),
+                _ if repeats.contains(&at) => Some(Reason::Repeat),
+                _ if beats.contains(&at) => Some(Reason::Heartbeat),
+                _ => None,
+            };
+            let mut steps = vec![(0, IDLE, None)];
+            steps.extend((10..140).map(|at| (at, seen, told(at))));
+            check(&steps);
         }
     }
 
     #[test]
     fn an_edge_is_told_at_once_and_repeated_until_a_worker_reports() {
         check(&[
-            (0, IDLE, Some(Reason::Open)),
+            (0, IDLE, None),
             (50, ALONE, Some(Reason::Edge)),
             (50, ALONE, None),
             (51, ALONE, Some(Reason::Repeat)),
@@ -192,28 +277,18 @@ mod tests {
             (53, ATTENDED, None),
             (81, ATTENDED, None),
             (82, ATTENDED, Some(Reason::Heartbeat)),
-            (83, ALONE, Some(Reason::Repeat)),
+            (83, ALONE, None),
             (84, IDLE, None),
             (84, ATTENDED, Some(Reason::Edge)),
         ]);
     }
 
     #[test]
-    fn where_no_worker_reports_the_repetition_ends_when_one_holds_jobs_and_after_a_while() {
+    fn where_no_worker_reports_the_repetition_ends_when_one_holds_jobs() {
         let silent = Seen { reports: false, ..ALONE };
         let held = Seen { attended: true, ..silent };
-        let edge = |at| (at, silent, Some(Reason::Edge));
-        let repeats = |seconds: std::ops::Range<u64>| {
-            seconds.map(|at| (at, silent, Some(Reason::Repeat))).collect::<Vec<_>>()
-        };
-        let opened = (0, IDLE, Some(Reason::Open));
-        let mut never = vec![opened, edge(10)];
-        never.extend(repeats(11..70));
-        never.extend([(70, silent, None), (98, silent, None)]);
-        never.extend([(99, silent, Some(Reason::Heartbeat)), (100, silent, None)]);
-        never.extend([(101, IDLE, None), edge(102), (103, silent, Some(Reason::Repeat))]);
-        check(&never);
-        check(&[opened, edge(10), (11, held, None), (40, held, Some(Reason::Heartbeat))]);
+        let edge = (10, silent, Some(Reason::Edge));
+        check(&[(0, IDLE, None), edge, (11, held, None), (40, held, Some(Reason::Heartbeat))]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::config::ScalerArgs;
 use crate::connection::{HANDSHAKE, Welcome, incoming, of_one_address};
 use crate::explain::{Explain, page};
 use crate::figures::QueueFigures;
+use crate::health::Checks;
 use crate::limits::MAX_MESSAGE;
 use crate::metrics::Metrics;
 use crate::profiles::Profiles;
@@ -32,7 +33,7 @@ use crate::readiness::standings;
 use crate::service::Service;
 use crate::site::{Connect, Site};
 use crate::tls::Tls;
-use crate::unread::Bounded;
+use crate::unread::{Bounded, READ};
 use crate::watch::Observers;
 
 /// All objects with one address share one connection, and each push trigger parks two streams
@@ -40,13 +41,20 @@ use crate::watch::Observers;
 /// calls beside the streams that `--max-streams` allows.
 const MAX_CALLS: u32 = 45_536;
 
-/// Until a call is answered, or a stream begins: what was not even sent by then never will be. Streams
-/// that have begun live on, and so does what KEDA asks for in less time.
-const ANSWERED: Duration = Duration::from_secs(5);
+/// Bytes that a call may send before they are read: a message, and no less than what a client may
+/// send before it knows of a limit.
+const STREAM_WINDOW: u32 = 64 << 10;
 
-/// Lets a crowd of small calls arrive at once: a connection whose unread small frames add up to
-/// half of its window is taken for an attack and closed.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The same for all calls of a connection. It lets a crowd of small ones arrive at once: a connection
+/// whose unread small frames add up to half of its window is taken for an attack and closed.
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// How long a scaler that is to end goes on to take connections: until then whoever sends them here has
+/// seen that it is not ready. Less than the two seconds after which KEDA opens its streams again, so
+/// that it does so elsewhere.
+const LEAVING: Duration = Duration::from_secs(1);
+/// And never more than this part of its grace.
+const PART_OF_LEAVING: u32 = 5;
 
 /// Finds connections whose other end has gone without a word.
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -193,15 +201,7 @@ impl Scaler {
             gate.close("shutting down");
             reporter.set_service_status("", ServingStatus::NotServing).await;
             reporter.set_not_serving::<Served>().await;
-            // Streams end before connections: one that is cut off makes KEDA come back ever later.
-            // A client that reads nothing never lets go of its own; the others are still to be told
-            // that their connections end.
-            let begun = Instant::now();
-            let end = begun + args.grace;
-            drop(timeout_at(begun + args.grace / 2, service.drain()).await);
-            goaway.cancel();
-            sleep_until(end).await;
-            tracing::warn!("connections are cut: their other ends did not let go in time");
+            leave(&service, args.grace, &goaway).await;
         };
         let ended = tokio::select! {
             ended = calls => ended.context("--listen: the listener failed"),
@@ -215,6 +215,20 @@ impl Scaler {
         tracing::info!("scaler stopped");
         ended
     }
+}
+
+/// Ends streams and then connections, and returns when there is no more time for it.
+async fn leave(service: &Service, grace: Duration, goaway: &CancellationToken) {
+    // Streams end before connections: one that is cut off makes KEDA come back ever later.
+    // A client that reads nothing never lets go of its own; the others are still to be told
+    // that their connections end.
+    let begun = Instant::now();
+    drop(timeout_at(begun + grace / 2, service.drain()).await);
+    // New connections are taken until then, and streams on them end at once.
+    sleep_until(begun + LEAVING.min(grace / PART_OF_LEAVING)).await;
+    goaway.cancel();
+    sleep_until(begun + grace).await;
+    tracing::warn!("connections are cut: their other ends did not let go in time");
 }
 
 /// Keeps configuration and certificates as they are on disk; never ends.
@@ -267,7 +281,7 @@ type Served = ExternalScalerServer<Service>;
 
 /// The services behind one port, and the switch of their health.
 async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthReporter, Router)> {
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let reporter = HealthReporter::new();
     reporter.set_serving::<Served>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -277,16 +291,18 @@ async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthRe
     let max_streams = u32::try_from(args.max_streams).unwrap_or(u32::MAX).saturating_add(MAX_CALLS);
     let router = Server::builder()
         .max_concurrent_streams(max_streams)
+        .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_pending_accept_reset_streams(Some(max_streams as usize))
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_ANSWER))
         .max_connection_age(args.connection_max_age)
-        .timeout(ANSWERED)
+        // Streams that have begun live on, and so does what KEDA asks for in less time.
+        .timeout(READ)
         .add_service(Bounded(
             ExternalScalerServer::new(service).max_decoding_message_size(MAX_MESSAGE),
         ))
-        .add_service(Bounded(health.max_decoding_message_size(MAX_MESSAGE)))
+        .add_service(Bounded(Checks::of(&reporter).max_decoding_message_size(MAX_MESSAGE)))
         .add_service(Bounded(reflection().build_v1()?.max_decoding_message_size(MAX_MESSAGE)))
         .add_service(Bounded(reflection().build_v1alpha()?.max_decoding_message_size(MAX_MESSAGE)));
     Ok((reporter, router))

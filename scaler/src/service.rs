@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::news::{News, news};
 use crate::open::OpenStream;
 use crate::profiles::{Profiles, Refusal};
-use crate::push::{Cadence, Push, Reason, Seen, attendance};
+use crate::push::{Cadence, Push, Seen, attendance};
 use crate::resolved::Resolved;
 use crate::resolver::Resolver;
 use crate::trace::{self, Call};
@@ -183,10 +183,9 @@ impl Service {
             loop {
                 let now = Instant::now();
                 let trigger = &resolved.trigger;
-                let told = service.tell(&mut push, &views.borrow_and_update(), trigger, now);
-                if let Some(result) = told {
-                    service.remember(&object, &resolved, Told::Pushed(result));
-                    yield Ok(IsActiveResponse { result });
+                if service.tells(&mut push, &views.borrow_and_update(), trigger, now) {
+                    service.remember(&object, &resolved, Told::Pushed);
+                    yield Ok(IsActiveResponse { result: true });
                 }
                 let news = tokio::select! {
                     () = &mut ended => News::End,
@@ -225,14 +224,16 @@ impl Service {
         Ok(Some((now, views)))
     }
 
-    /// What a stream says now, if anything. Nothing is said while nothing is known.
-    fn tell(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> Option<bool> {
+    /// Whether a stream says `true` now. It says nothing while nothing is known.
+    fn tells(&self, push: &mut Push, view: &View, trigger: &Trigger, now: Instant) -> bool {
         let max_age = self.observers.max_age();
         let known = view.known(now, max_age).ok();
-        let (snapshot, time) = known.or_else(|| view.glimpsed(now, max_age))?;
+        let Some((snapshot, time)) = known.or_else(|| view.glimpsed(now, max_age)) else {
+            return false;
+        };
         let Decision { active, wakes_at, rests_at, .. } = decide(snapshot, trigger, time);
         if known.is_none() && !active {
-            return None;
+            return false;
         }
         let since = push.active_since().map(|since| time - now.saturating_duration_since(since));
         let (attended, reports) = attendance(snapshot, trigger, since);
@@ -241,11 +242,11 @@ impl Service {
         let [wakes, rests] =
             [wakes_at, rests_at].map(|at| at.map(|at| now + until(at) + Duration::from_millis(1)));
         let seen = Seen { active, attended, reports, wakes, rests };
-        let reason: Reason = push.next(seen, self.cadence, now)?;
+        let Some(reason) = push.next(seen, self.cadence, now) else { return false };
         self.metrics.pushed(reason);
         let look = view.look.as_ref().and_then(|look| look.span.as_ref());
         trace::told(self.observers.traces(), reason, look, &trigger.source);
-        Some(active)
+        true
     }
 }
 

@@ -1,12 +1,15 @@
-//! Calls that have come in and are not read to their end: each client has room for so many.
+//! Calls that have come in and are not read to their end: each client has room for so many, and each of
+//! them has so much time.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Bytes, Service, http};
@@ -23,7 +26,13 @@ pub(crate) struct Bounded<S>(pub(crate) S);
 struct Unread {
     body: Body,
     room: Option<OwnedSemaphorePermit>,
+    begun: Instant,
+    /// Set only where it is waited for: most calls come whole.
+    late: Option<Pin<Box<Sleep>>>,
 }
+
+/// Until a call is read to its end: what was not even sent by then never will be.
+pub(crate) const READ: Duration = Duration::from_secs(5);
 
 impl<S: NamedService> NamedService for Bounded<S> {
     const NAME: &'static str = S::NAME;
@@ -31,7 +40,10 @@ impl<S: NamedService> NamedService for Bounded<S> {
 
 impl<S> Service<http::Request<Body>> for Bounded<S>
 where
-    S: Service<http::Request<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = S::Response;
@@ -50,8 +62,14 @@ where
             let Some(peer) = request.extensions().get::<Peer>().cloned() else {
                 return service.call(request).await;
             };
-            let room = peer.room_for_a_call().await;
-            service.call(request.map(|body| Body::new(Unread { body, room }))).await
+            let room = match peer.room_for_a_call().await {
+                Ok(room) => Some(room),
+                Err(full) => {
+                    return Ok(Status::resource_exhausted(full.to_string()).into_http());
+                }
+            };
+            let unread = |body| Unread { body, room, begun: Instant::now(), late: None };
+            service.call(request.map(|body| Body::new(unread(body)))).await
         })
     }
 }
@@ -64,7 +82,15 @@ impl http_body::Body for Unread {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let end = self.begun + READ;
+            let late = self.late.get_or_insert_with(|| Box::pin(sleep_until(end)));
+            ready!(late.as_mut().poll(cx));
+            self.room = None;
+            return Poll::Ready(Some(Err(Status::deadline_exceeded(
+                "the call was not sent whole",
+            ))));
+        };
         if frame.is_none() || self.body.is_end_stream() {
             self.room = None;
         }

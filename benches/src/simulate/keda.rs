@@ -38,16 +38,21 @@ pub(crate) struct Keda<S> {
     object: ScaledObject,
     poll_phase: u64,
     sync_phase: u64,
+    /// When it pushed last, and since when it is active.
     told: Option<Duration>,
+    active_since: Option<Duration>,
     outage: Option<Outage>,
 }
 
 /// Failures in a row that a fallback lets pass, as in KEDA's documentation; it has no default.
 const FAILURES: u32 = 3;
 
-/// How soon an active scaler pushes again while a worker reports, as ours does by default. While
-/// none does, it is each second.
+/// How soon an active scaler pushes again while a worker reports, as ours does by default.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// The same while none does, for the first time; then as long after it as it is active by then, up to
+/// the heartbeat. And how soon it pushes that it is active once more where a worker reports.
+const REPEAT: Duration = Duration::from_secs(1);
 
 impl<S: Scaler> Keda<S> {
     /// With `fallback`, so many replicas stand in for a scaler that fails.
@@ -69,6 +74,7 @@ impl<S: Scaler> Keda<S> {
             poll_phase: hash(settings.seed) % POLLING_INTERVAL.as_secs(),
             sync_phase: hash(settings.seed ^ 1) % SYNC_PERIOD.as_secs(),
             told: None,
+            active_since: None,
             outage,
         }
     }
@@ -79,25 +85,40 @@ impl<S: Scaler> Keda<S> {
     }
 
     fn push(&mut self, view: &View<'_>, wanted: u32) -> u32 {
-        let attended = view.pods.iter().any(|pod| pod.draining.is_none());
-        let due = match self.told {
-            Some(told) if attended => view.now >= told + HEARTBEAT,
-            Some(_) | None => true,
-        };
-        let mute = self.outage.is_some_and(|outage| outage.is_mute(view.now));
-        let active = || matches!(self.look(view), Look::Answered { active: true, .. });
-        if !due || mute || !active() {
+        if self.outage.is_some_and(|outage| outage.is_mute(view.now)) {
+            // A stream that is opened then begins anew.
+            (self.told, self.active_since) = (None, None);
             return wanted;
         }
+        if !matches!(self.look(view), Look::Answered { active: true, .. }) {
+            self.active_since = None;
+            return wanted;
+        }
+        if self.due(view).is_some_and(|due| view.now < due) {
+            return wanted;
+        }
+        self.active_since.get_or_insert(view.now);
         self.told = Some(view.now);
         self.object.push(view.now, wanted)
+    }
+
+    /// When it may push next that it is active; nothing is at once.
+    fn due(&self, view: &View<'_>) -> Option<Duration> {
+        let attended = view.pods.iter().any(|pod| pod.draining.is_none());
+        let told = self.told?;
+        match self.active_since {
+            None if attended => Some(told + REPEAT),
+            None => None,
+            Some(_) if attended => Some(told + HEARTBEAT),
+            Some(since) => Some(told + (told - since).clamp(REPEAT, HEARTBEAT)),
+        }
     }
 }
 
 impl<S: Scaler> Policy for Keda<S> {
     fn arrived(&mut self, view: &View<'_>) -> u32 {
-        // With a replica up, a push changes nothing but the time of the last activity.
-        if view.wanted > 0 || !self.scaler.pushes() {
+        // What is active already pushes by the clock.
+        if self.active_since.is_some() || !self.scaler.pushes() {
             return view.wanted;
         }
         self.push(view, view.wanted)
@@ -185,5 +206,90 @@ impl Scaler for QueueLength {
 
     fn pushes(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::kit::{SETTINGS, pods};
+
+    /// Active while there are jobs, which one replica is enough for.
+    struct Pushing;
+
+    impl Scaler for Pushing {
+        fn look(&self, view: &View<'_>) -> Look {
+            let active = view.ready + view.in_flight > 0;
+            Look::Answered { value: f64::from(u8::from(active)), target: 1.0, active }
+        }
+
+        fn learn(&mut self, _: &View<'_>) {}
+
+        fn pushes(&self) -> bool {
+            true
+        }
+    }
+
+    /// Polled at 20 and 50 s, with a cooldown of 15 s.
+    fn polled_at_20() -> Settings {
+        let seed = (0..).find(|seed| hash(*seed) % POLLING_INTERVAL.as_secs() == 10);
+        Settings { cooldown: Duration::from_secs(15), seed: seed.unwrap(), ..SETTINGS }
+    }
+
+    #[test]
+    fn a_job_between_two_polls_keeps_a_pool_up_that_has_others_behind_it() {
+        let settings = polled_at_20();
+        let mut keda =
+            Keda::new(Pushing, Object::Brisk, None, Bed { settings: &settings, outage: None });
+        let (mut pods, mut wanted) = (pods(1), 1);
+        for second in 1..=56 {
+            // One until 31, and another from 40 to 41.5.
+            let is_busy = second < 32 || (40..42).contains(&second);
+            pods[0].running = if is_busy { vec![0] } else { Vec::new() };
+            let now = Duration::from_secs(second);
+            let view = |wanted| View {
+                now,
+                settings: &settings,
+                ready: 0,
+                by_priority: [0; 3],
+                in_flight: usize::from(is_busy),
+                oldest: None,
+                cost: 0.0,
+                pods: &pods,
+                wanted,
+            };
+            if matches!(second, 1 | 40) {
+                wanted = keda.arrived(&view(wanted));
+            }
+            wanted = keda.second(&view(wanted));
+            assert_eq!(wanted, 1, "at {second} s");
+        }
+    }
+
+    #[test]
+    fn a_scaler_pushes_as_ours_does() {
+        let settings = polled_at_20();
+        let mut keda =
+            Keda::new(Pushing, Object::Brisk, None, Bed { settings: &settings, outage: None });
+        let mut pushed = Vec::new();
+        let mut tell = |second: u64, ready: usize, pods: &[crate::simulate::pods::Pod]| {
+            let view = View { wanted: 1, ..crate::simulate::kit::view(second, ready, pods) };
+            keda.push(&view, 1);
+            if keda.told == Some(view.now) {
+                pushed.push(second);
+            }
+        };
+        for second in 0..75 {
+            tell(second, 1, &[]);
+        }
+        // A worker comes, and jobs come one by one.
+        let pods = pods(1);
+        for second in 75..80 {
+            tell(second, 1, &pods);
+        }
+        for second in 80..86 {
+            tell(second, usize::from(second % 2 == 1), &pods);
+        }
+        assert_eq!(pushed, [0, 1, 2, 4, 8, 16, 32, 62, 81, 83, 85]);
     }
 }

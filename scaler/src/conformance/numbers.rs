@@ -41,8 +41,8 @@ pub(super) fn target(fields: Fields) -> Result<f64, String> {
     if !float.is_finite() || float < 0.0 || int < 0 {
         return Err(format!("float {float}, integer {int}: not a number above zero"));
     }
-    // KEDA keeps three decimals.
-    if fields.number() < 0.000_5 {
+    // KEDA keeps three decimals, and before 2.20.2 cut off what is behind them.
+    if fields.number() < 0.001 {
         return Err(format!("float {float}, integer {int}: Kubernetes refuses a target of zero"));
     }
     if !fields.int_only() {
@@ -104,6 +104,9 @@ mod tests {
             (5.0, -5, None),
             (f64::NAN, 5, None),
             (f64::INFINITY, 5, None),
+            // KEDA 2.17 cuts what is behind the third decimal off.
+            (0.001, 1, Some(0.001)),
+            (0.000_9, 1, None),
             (0.000_1, 1, None),
         ] {
             assert_eq!(target(Fields { float, int }).ok(), expected, "{float} {int}");

@@ -170,10 +170,11 @@ pub(super) const NONSENSE: Rule = Rule {
 
 pub(super) const PUSH_FIRST: Rule = Rule {
     name: "push-first",
-    holds: "StreamIsActive begins with the state as it is",
+    holds: "StreamIsActive begins with `true` where the scaler is active",
     why: "KEDA opens the stream again 2 s after it ended, and what changed meanwhile is seen at \
           the next poll only, up to pollingInterval later",
-    mend: "send the state as the first message of each stream",
+    mend: "send `true` as the first message of a stream while there is work; `false` says nothing to \
+           KEDA from 2.18 on, and to 2.17 that the pool may go, whatever its other triggers say",
 };
 
 pub(super) const PUSH_CALM: Rule = Rule {

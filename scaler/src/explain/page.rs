@@ -223,7 +223,7 @@ impl Facts {
                 target: remembered.target.map(|said| Ago::of(said, now)),
                 value: remembered.value.map(|said| Ago::of(said, now)),
                 active: remembered.active.map(|said| Ago::of(said, now)),
-                pushed: remembered.pushed.map(|said| Ago::of(said, now)),
+                pushed: remembered.pushed.map(|at| Ago::of((true, at), now)),
             },
         }
     }

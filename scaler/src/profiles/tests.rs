@@ -7,7 +7,7 @@ use ebb_queue::QueueUrl;
 
 use super::{Origin, Profile, Profiles, Refusal, Resolved};
 use crate::file::File;
-use crate::trigger::Mode;
+use crate::trigger::{Low, Mode};
 
 fn profiles(text: &str) -> Profiles {
     let file = File::parse(text).unwrap();
@@ -77,6 +77,56 @@ fn the_metadata_win_over_the_queue_and_the_queue_over_the_profile() {
     // However it is given, it is one option.
     let from_env = [night, ("queueFromEnv", "embeddings\n"), ("jobsPerReplicaFromEnv", "3")];
     assert_eq!(seen(&from_env), (waiting(3.0), 2));
+}
+
+#[test]
+fn a_wait_that_is_a_default_for_another_mode_spoils_no_objective() {
+    const PATIENT: &str = "\
+[profiles.never]
+url = \"x\"
+[profiles.never.defaults]
+activationPriority = \"normal\"
+activationWait = \"never\"
+[profiles.long]
+url = \"x\"
+[profiles.long.defaults]
+activationWait = \"10m\"
+[profiles.long.queues.few]
+activationWait = \"never\"
+activationPriority = \"normal\"
+[profiles.short]
+url = \"x\"
+[profiles.short.defaults]
+activationWait = \"20s\"
+";
+    let all = profiles(PATIENT);
+    let (slo, seconds) = (("mode", "slo"), ("sloSeconds", "60"));
+    let wait = |metadata: &[(&str, &str)]| {
+        let metadata = [&[slo, seconds, ("activationJobs", "4")], metadata].concat();
+        let trigger = ask(&all, "any", &metadata)?.trigger;
+        Ok::<_, Refusal>((trigger.activation.wait.as_secs(), trigger.low))
+    };
+    // What counts without one: half of the objective.
+    for passed_over in [
+        &[("profile", "never")][..],
+        &[("profile", "long")],
+        &[("profile", "long"), ("queue", "few")],
+        &[("profile", "long"), ("sloPriority", "low")],
+    ] {
+        assert_eq!(wait(passed_over), Ok((30, Low::Counts)), "{passed_over:?}");
+    }
+    // What fits counts, and so does what the trigger says itself.
+    assert_eq!(wait(&[("profile", "short")]), Ok((20, Low::Counts)));
+    assert!(wait(&[("profile", "short"), ("activationWait", "10m")]).is_err());
+    assert!(wait(&[("profile", "short"), ("activationWait", "never")]).is_err());
+    // Where low priority is left out it is for that.
+    let not_low = ("sloPriority", "normal");
+    let long = Low::LeftOut { wait: Some(std::time::Duration::from_secs(600)) };
+    assert_eq!(wait(&[("profile", "long"), not_low]).unwrap().1, long);
+    assert_eq!(wait(&[("profile", "never"), not_low]).unwrap().1, Low::LeftOut { wait: None });
+    // In its own mode it is what it was.
+    let jobs = ask(&all, "any", &[("profile", "never")]).unwrap().trigger;
+    assert_eq!(jobs.low, Low::LeftOut { wait: None });
 }
 
 #[test]

@@ -7,7 +7,9 @@ use ebb_queue::{Priority, read_span};
 use ebb_telemetry::edits;
 
 use super::TriggerError;
-use super::options::{ELSEWHERE, KEDA_KEYS, OPTIONS, STREAM, TriggerOption, option};
+use super::options::{
+    ACTIVATION_WAIT, ELSEWHERE, KEDA_KEYS, OPTIONS, SLO, STREAM, TriggerOption, option,
+};
 use super::source::as_with_keda;
 
 pub(crate) const FROM_ENV: &str = "FromEnv";
@@ -128,6 +130,17 @@ impl Entry<'_> {
         }
         let shown: String = self.value.chars().take(32).collect();
         TriggerError(format!("{}: {shown:?} is not valid: {remedy}", self.key))
+    }
+}
+
+/// Whether a job that is held back for this wait is in time for an objective that is for all jobs. What
+/// cannot be read is told by whoever reads it.
+pub(crate) fn leaves_time(wait: &str, within: &str) -> bool {
+    let wait = Entry { key: ACTIVATION_WAIT, value: wait.trim() }.wait();
+    let within = Entry { key: SLO, value: within.trim() }.span(Duration::ZERO);
+    match (wait, within) {
+        (Ok(wait), Ok(within)) => wait.is_some_and(|wait| wait < within),
+        _ => true,
     }
 }
 

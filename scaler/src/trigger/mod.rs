@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use ebb_queue::{Foreign, Priority, QueueUrl, Source};
 
-pub(crate) use given::FROM_ENV;
 use given::Given;
+pub(crate) use given::{FROM_ENV, leaves_time};
 pub(crate) use options::{
-    CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PROFILE, QUEUE, STREAM, option,
+    ACTIVATION_WAIT, CONSUMER, GROUP, KEDA_KEYS, MODE, Options, PRIORITIES, PROFILE, QUEUE, SLO,
+    SLO_PRIORITY, STREAM, WAITED_BESIDE, option,
 };
 pub use options::{OPTIONS, TriggerOption};
 pub(crate) use source::{as_with_keda, serves_foreign};

@@ -29,8 +29,8 @@ pub(crate) const PROFILE: &str = "profile";
 pub(crate) const MODE: &str = "mode";
 pub(super) const JOBS_PER_REPLICA: &str = "jobsPerReplica";
 pub(super) const DRAIN: &str = "drainSeconds";
-pub(super) const SLO: &str = "sloSeconds";
-pub(super) const SLO_PRIORITY: &str = "sloPriority";
+pub(crate) const SLO: &str = "sloSeconds";
+pub(crate) const SLO_PRIORITY: &str = "sloPriority";
 pub(super) const UTILIZATION: &str = "utilization";
 pub(super) const COST_PER_REPLICA: &str = "costPerReplica";
 pub(super) const COST_PER_JOB: &str = "costPerJob";
@@ -38,9 +38,16 @@ pub(super) const SLOTS: &str = "slotsPerReplica";
 pub(super) const SERVICE: &str = "serviceSeconds";
 pub(super) const COLD_START: &str = "coldStartSeconds";
 pub(super) const ACTIVATION_JOBS: &str = "activationJobs";
-pub(super) const ACTIVATION_WAIT: &str = "activationWait";
+pub(crate) const ACTIVATION_WAIT: &str = "activationWait";
 pub(super) const ACTIVATION_PRIORITY: &str = "activationPriority";
 pub(super) const LINGER: &str = "linger";
+
+/// Those that take a priority.
+pub(crate) const PRIORITIES: [&str; 2] = [SLO_PRIORITY, ACTIVATION_PRIORITY];
+
+/// Those by which an [`ACTIVATION_WAIT`] is right or wrong.
+pub(crate) const WAITED_BESIDE: [&str; 5] =
+    [MODE, SLO, SLO_PRIORITY, ACTIVATION_JOBS, ACTIVATION_PRIORITY];
 
 const SPAN: &str = "seconds, or a span such as 90s or 5m";
 

@@ -8,7 +8,7 @@ use ebb_queue::{Broker, Phase};
 use ebb_scaler::ScalerArgs;
 use tonic::Code;
 
-use crate::kit::{Kit, args, object, publish, report, said};
+use crate::kit::{Kit, args, object, publish, report};
 
 #[tokio::test]
 async fn keda_is_told_what_waits_and_what_runs() {
@@ -108,8 +108,7 @@ async fn a_queue_too_many_is_refused_and_room_is_made_when_one_is_not_asked_for(
     let keep = Duration::from_millis(20);
     let kit = Kit::start(ScalerArgs { max_queues: 1, keep, ..args() }).await;
     // Held, however long the next call takes.
-    let mut stream = kit.stream(&object(&[("queue", "a")])).await;
-    assert_eq!(said(&mut stream).await, Some(false));
+    let stream = kit.idle_stream(&object(&[("queue", "a")])).await;
     let told = kit.is_active(&object(&[("queue", "b")])).await.unwrap_err();
     assert_eq!(told.code(), Code::ResourceExhausted);
     assert!(told.message().contains("--max-queues"), "{told}");
@@ -129,8 +128,7 @@ async fn a_queue_that_is_not_looked_at_any_more_is_left_in_order() {
     kit.broker.open.subscribe().wait_for(|n_open| *n_open == 1).await.unwrap();
     drop(retired);
     closed.wait_for(|n_closed| *n_closed == 1).await.unwrap();
-    let mut stream = kit.stream(&object(&[("queue", "b")])).await;
-    assert_eq!(said(&mut stream).await, Some(false));
+    let _held = kit.idle_stream(&object(&[("queue", "b")])).await;
     let broker = kit.broker.clone();
     kit.stop().await;
     assert_eq!((*broker.closed.borrow(), *broker.open.borrow()), (2, 0));

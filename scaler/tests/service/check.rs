@@ -94,6 +94,9 @@ async fn a_profile_that_names_no_queue_needs_none_but_those_of_its_triggers() {
 
 #[tokio::test]
 async fn what_only_the_cluster_knows_is_neither_answered_nor_a_problem() {
+    const SLO: (&str, &str) = ("mode", "slo");
+    const SECONDS: (&str, &str) = ("sloSeconds", "60");
+    const NEVER: (&str, &str) = ("activationWait", "never");
     let folder = tempfile::tempdir().unwrap();
     let url = QueueUrl::sqlite(folder.path().join("day.db"));
     drop(open(&url, OpenOptions::default()).await.unwrap());
@@ -106,6 +109,9 @@ async fn what_only_the_cluster_knows_is_neither_answered_nor_a_problem() {
             &[("mode", "slo"), ("sloSecondsFromEnv", "SLO")],
             // Of use in the mode that is not known.
             &[("modeFromEnv", "MODE"), ("sloSeconds", "60")],
+            // What is wrong where no priority is given may be right with the one that is.
+            &[SLO, SECONDS, ("sloPriorityFromEnv", "PRIORITY"), NEVER],
+            &[("activationPriorityFromEnv", "PRIORITY"), NEVER],
             // What counts without them is told, and what is wrong without them too.
             &[("jobsPerReplicaFromEnv", "JOBS")],
             &[("jobsPerReplicaFromEnv", "JOBS"), ("colour", "red")],
@@ -118,8 +124,8 @@ async fn what_only_the_cluster_knows_is_neither_answered_nor_a_problem() {
         .iter()
         .map(|trigger| (trigger.answer.is_some(), trigger.problem.is_some()))
         .collect();
-    let nothing = (false, false);
-    assert_eq!(said, [nothing, nothing, nothing, nothing, (true, false), (false, true)]);
+    let (unknown, known) = (vec![(false, false); 6], [(true, false), (false, true)]);
+    assert_eq!(said, [&unknown[..], &known].concat());
     let triggers = &found.triggers;
     assert!(triggers.iter().all(|trigger| !trigger.left_out.is_empty()), "{triggers:?}");
 }

@@ -279,6 +279,16 @@ impl Kit {
         self.client.clone().stream_is_active(object.clone()).await.unwrap().into_inner()
     }
 
+    /// The same where there is no work, which is known by now: the stream has nothing to say.
+    pub(crate) async fn idle_stream(
+        &self,
+        object: &ScaledObjectRef,
+    ) -> Streaming<IsActiveResponse> {
+        let stream = self.stream(object).await;
+        assert!(!self.is_active(object).await.unwrap());
+        stream
+    }
+
     /// Stops the scaler, and fails if it takes its whole grace for that.
     pub(crate) async fn stop(self) {
         self.stop.cancel();

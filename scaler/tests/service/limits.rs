@@ -5,6 +5,8 @@ use std::time::Duration;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_scaler::ScalerArgs;
 use tonic::Code;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
 use crate::kit::{Kit, args, ends_with_ok, object, page_says, publish, said};
 use crate::wire::Wire;
@@ -26,7 +28,6 @@ async fn a_connection_has_room_for_so_many_streams_and_for_calls_beside_them() {
     drop((second, more, other));
     page_says(kit.http, "/metrics", "scaler_streams{method=\"StreamMetricSpec\"} 0").await;
     let mut third = kit.stream(&object(&[])).await;
-    assert_eq!(said(&mut third).await, Some(false));
     kit.stop.cancel();
     ends_with_ok(&mut first).await;
     ends_with_ok(&mut third).await;
@@ -53,11 +54,48 @@ async fn a_client_has_room_for_so_many_streams_however_many_connections_it_opens
     drop((second, other));
     page_says(kit.http, "/metrics", "scaler_streams{method=\"StreamMetricSpec\"} 0").await;
     let mut stream = third.stream_is_active(object(&[])).await.unwrap().into_inner();
-    assert_eq!(said(&mut stream).await, Some(false));
     kit.stop.cancel();
     ends_with_ok(&mut first).await;
     ends_with_ok(&mut stream).await;
     drop((first, stream, client, third));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn health_is_told_when_asked_for_and_no_stream_of_it_can_be_held() {
+    let kit = Kit::start(ScalerArgs { max_streams: 2, ..args() }).await;
+    let mut client = HealthClient::new(kit.channel.clone());
+    for _ in 0..3 {
+        let told = client.watch(HealthCheckRequest::default()).await.unwrap_err();
+        assert_eq!(told.code(), Code::Unimplemented, "{told}");
+    }
+    let status = client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status();
+    assert_eq!(status, ServingStatus::Serving);
+    drop(client);
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_reflection_that_goes_on_and_on_is_given_up() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let kit = Kit::start(args()).await;
+    let mut client = ServerReflectionClient::new(kit.channel.clone());
+    let stream = client.server_reflection_info(futures::stream::pending()).await.unwrap();
+    let mut stream = stream.into_inner();
+    let ended = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
+    assert!(!matches!(ended.expect("it is given up"), Ok(Some(_))));
+    drop((client, stream));
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn a_call_sends_little_more_than_a_message_before_it_is_read() {
+    let kit = Kit::start(args()).await;
+    let mut wire = Wire::connect(kit.grpc, 65_535).await;
+    let windows = wire.windows().await;
+    assert!(windows.stream <= 64 << 10, "{windows:?}");
+    assert!(windows.connection <= 4 << 20, "{windows:?}");
+    drop(wire);
     kit.stop().await;
 }
 
@@ -97,7 +135,6 @@ async fn metadata_that_are_too_much_are_refused() {
 async fn a_call_that_is_sent_by_halves_is_given_up_and_streams_that_have_begun_live_on() {
     let kit = Kit::start(args()).await;
     let mut stream = kit.stream(&object(&[])).await;
-    assert_eq!(said(&mut stream).await, Some(false));
     let mut wire = Wire::connect(kit.grpc, 65_535).await;
     // It says that ten bytes follow.
     wire.call("IsActive", 1, &[0, 0, 0, 0, 10, 1], false).await;
@@ -151,8 +188,7 @@ async fn beside_too_many_halves() -> Duration {
 async fn a_connection_that_is_old_is_left_and_its_streams_are_not_cut() {
     let connection_max_age = Duration::from_millis(100);
     let kit = Kit::start(ScalerArgs { connection_max_age, ..args() }).await;
-    let mut stream = kit.stream(&object(&[])).await;
-    assert_eq!(said(&mut stream).await, Some(false));
+    let mut stream = kit.idle_stream(&object(&[])).await;
     // The client is told to go elsewhere, and the stream holds the old connection.
     let begun = tokio::time::Instant::now();
     loop {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp};
 use ebb_scaler::{Scaler, ScalerArgs};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::kit::{Kit, args, ends_with_ok, object, page, page_says, publish, said};
+use crate::kit::{Kit, args, ends_with_ok, object, page, page_says, patiently, publish, said};
 use crate::wire::{GOAWAY, Wire};
 
 #[tokio::test]
@@ -87,6 +88,7 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
         "scaler_connections 1",
         "scaler_streams{method=\"StreamIsActive\"} 1",
         "scaler_pushes_total{reason=\"open\"} 1",
+        "scaler_pushes_total{reason=\"heartbeat\"} 0",
         "scaler_looks_total{cause=\"open\"} 1",
         "scaler_request_seconds_count{code=\"Ok\",method=\"GetMetrics\"} 1",
         "scaler_request_seconds_count{code=\"InvalidArgument\",method=\"IsActive\"} 1",
@@ -98,6 +100,21 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
     let age = page.lines().find_map(|line| line.strip_prefix(age)).unwrap();
     // A look that is older counts no more.
     assert!(age.parse::<f64>().unwrap() <= 15.0, "{page}");
+    kit.stop().await;
+}
+
+#[tokio::test]
+async fn who_comes_while_a_service_still_sends_here_is_answered() {
+    let kit = Kit::start(args()).await;
+    assert!(!kit.is_active(&object(&[])).await.unwrap());
+    kit.stop.cancel();
+    page_says(kit.http, "/readyz", "shutting down").await;
+    let late = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await;
+    let mut late = late.expect("a new connection is taken");
+    assert!(!late.is_active(object(&[])).await.unwrap().into_inner().result);
+    let mut stream = late.stream_is_active(object(&[])).await.unwrap().into_inner();
+    ends_with_ok(&mut stream).await;
+    drop((late, stream));
     kit.stop().await;
 }
 
@@ -138,12 +155,12 @@ async fn an_embedded_queue_is_watched_across_handles() {
     let address = scaler.local_addr().unwrap();
     let stop = CancellationToken::new();
     let server = tokio::spawn(scaler.serve(stop.clone()));
-    let client = ebb_proto::keda::external_scaler_client::ExternalScalerClient::connect(format!(
-        "http://{address}"
-    ));
-    let mut client = client.await.unwrap();
+    let client = ExternalScalerClient::connect(format!("http://{address}")).await;
+    let mut client = client.unwrap();
     let mut stream = client.stream_is_active(object(&[])).await.unwrap().into_inner();
-    assert_eq!(said(&mut stream).await, Some(false));
+    let idle =
+        patiently(async || Ok(client.clone().is_active(object(&[])).await?.into_inner().result));
+    assert!(!idle.await.unwrap());
 
     let producer = ebb_queue::open(&url, OpenOptions::default()).await.unwrap();
     producer.publish(vec![Job::new("{}", Timestamp::now())]).await.unwrap();

@@ -265,8 +265,7 @@ async fn certificates_are_rotated_under_open_streams() {
     let files = Files::new(&first.server(Valid::Now), Some(&first));
     let client = Client { trusts: Some(&first), shows: Some(first.client(Valid::Now)) };
     let kit = start(files.args(), &client).await;
-    let mut stream = kit.stream(&object(&[])).await;
-    assert_eq!(said(&mut stream).await, Some(false));
+    let mut stream = kit.idle_stream(&object(&[])).await;
     page_says(kit.http, "/metrics", "scaler_tls_expiry_timestamp_seconds ").await;
 
     files.write(&second.server(Valid::Now), Some(&second));

@@ -16,8 +16,19 @@ const ACK: u8 = 1;
 /// The setting of how much a stream may send before it is read.
 const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
 
+const WINDOW_UPDATE: u8 = 8;
+/// What both may send before anything else is agreed.
+const FIRST_WINDOW: u32 = 65_535;
+
 /// A connection.
 pub(crate) struct Wire(TcpStream);
+
+/// How much a client may send before any of it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Windows {
+    pub(crate) stream: u32,
+    pub(crate) connection: u32,
+}
 
 /// A frame, without its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +72,34 @@ impl Wire {
         self.write(DATA, if is_all { END_STREAM } else { 0 }, stream, body).await;
     }
 
+    /// What the server lets a client send, as it says until it has agreed to our settings.
+    pub(crate) async fn windows(&mut self) -> Windows {
+        let mut windows = Windows { stream: FIRST_WINDOW, connection: FIRST_WINDOW };
+        let (mut is_agreed, mut is_told) = (false, false);
+        while !(is_agreed && is_told) {
+            let (frame, payload) = self.read_whole().await.expect("the connection goes on");
+            is_agreed |= frame.kind == SETTINGS && frame.flags & ACK != 0;
+            let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+            for setting in payload.chunks(6).filter(|_| frame.kind == SETTINGS) {
+                if setting[..2] == INITIAL_WINDOW_SIZE {
+                    windows.stream = number(&setting[2..]);
+                }
+            }
+            if frame.kind == WINDOW_UPDATE && frame.stream == 0 {
+                windows.connection += number(&payload);
+                is_told = true;
+            }
+        }
+        windows
+    }
+
     /// The next frame; none where the connection has ended.
     pub(crate) async fn read(&mut self) -> Option<Frame> {
+        Some(self.read_whole().await?.0)
+    }
+
+    /// The same with its payload.
+    async fn read_whole(&mut self) -> Option<(Frame, Vec<u8>)> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).await.ok()?;
         let [a, b, c, kind, flags, stream @ ..] = head;
@@ -71,7 +108,7 @@ impl Wire {
         if kind == SETTINGS && flags & ACK == 0 {
             self.write(SETTINGS, ACK, 0, &[]).await;
         }
-        Some(Frame { kind, flags, stream: u32::from_be_bytes(stream) })
+        Some((Frame { kind, flags, stream: u32::from_be_bytes(stream) }, payload))
     }
 
     async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
