@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
+use super::counts::Unknown;
 use super::errors;
 use super::heard::Heard;
 use super::ledger::{Ledger, MEND};
@@ -273,6 +274,7 @@ impl Core {
             level += 1;
         }
         Ok(level)
+        unknown: Unknown,
     }
 
     /// Counts what waits, in the order of [`Names::waiting`], and in these queues after that.
@@ -283,7 +285,7 @@ impl Core {
     ) -> Result<Vec<u64>> {
         let queues = |n_levels| [&self.names.waiting(n_levels), more].concat();
         let n_levels = self.n_levels();
-        match session.counts(&queues(n_levels)).await {
+        match session.counts(&queues(n_levels), unknown).await {
             Err(error) if errors::is_of_missing(&error) => {
                 // Others may tell of levels that were there before the broker came back without them.
                 let n_there = self.levels_from(session, FIRST_LEVELS).await?;
@@ -294,7 +296,7 @@ impl Core {
                         levels.n = n_there;
                     }
                 }
-                session.counts(&queues(self.n_levels())).await
+                session.counts(&queues(self.n_levels()), unknown).await
             }
             counted => counted,
         }

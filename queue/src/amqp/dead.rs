@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::core::Core;
+use super::counts::Unknown;
 use super::names::Lane;
 use super::pages::n_next;
 use super::parcel::Parcel;
@@ -239,7 +240,7 @@ impl Drop for Walk<'_> {
 
 /// How many dead letters there are that nobody looks at.
 async fn count(core: &Core, session: &Session) -> Result<u64> {
-    let counts = session.counts(&[core.names.dead()]).await?;
+    let counts = session.counts(&[core.names.dead()], Unknown::IsAnError).await?;
     Ok(counts.first().copied().unwrap_or(0))
 }
 

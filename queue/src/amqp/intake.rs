@@ -262,7 +262,7 @@ impl Fetcher {
         catch: &mut Catch,
     ) -> Result<Vec<(Lane, u64)>> {
         let queues: Vec<String> = lanes.iter().map(|lane| self.core.names.lane(*lane)).collect();
-        let counts = session.counts_as_told(&queues).await?;
+        let counts = session.counts_of_lanes(&queues).await?;
         let counts: Vec<_> = lanes.iter().copied().zip(counts).collect();
         for (lane, count) in &counts {
             let mut n_left = usize::try_from(*count).unwrap_or(usize::MAX);

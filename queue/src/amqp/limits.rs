@@ -36,7 +36,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "max_ready",
         instead: "RabbitMQ counts and stores in two steps: producers that publish at the same \
-                  moment may go over max_ready together",
+                  moment may go over max_ready together, and who publishes while a queue has a leader that \
+                  does not answer may do so by what waits there",
     },
     Limit {
         promise: "ordering",

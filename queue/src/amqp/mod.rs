@@ -56,6 +56,7 @@ use self::core::{Core, Parts};
 use self::intake::Intake;
 pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
+use self::counts::Unknown;
 use self::names::{LANES, Lane, Names};
 use self::session::Session;
 use crate::{
@@ -170,7 +171,8 @@ impl AmqpQueue {
     async fn count(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
         let mut depth = Depth::empty(core.clock.now());
-        let counts = core.count_waiting(session, &[core.names.dead()]).await?;
+        let dead = [core.names.dead()];
+        let counts = core.count_waiting(session, &dead, Unknown::IsAnError).await?;
         let (waiting, dead) = counts.split_at(counts.len().saturating_sub(1));
         let (delayed, ready) = waiting.split_at(waiting.len().saturating_sub(LANES.len()));
         let mut by = ByPriority::default();

@@ -411,7 +411,7 @@ mod tests {
             let ear = [consumer.queue().as_str().to_owned()];
             // Confirmed before they are handed over; what is here is not in the count.
             sleep(Duration::from_secs(1)).await;
-            let n_waiting = session.counts(&ear).await.unwrap()[0];
+            let n_waiting = session.counts_of_lanes(&ear).await.unwrap()[0];
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
         });
     }
