@@ -41,6 +41,7 @@ mod voice;
 mod waiting;
 
 use std::num::NonZeroUsize;
+mod walk;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
