@@ -149,6 +149,26 @@ fn what_is_held_is_told_again_where_the_exchange_that_it_is_told_by_was_deleted(
     });
 }
 
+#[test]
+fn a_cancellation_that_nobody_can_be_told_of_is_stored_and_costs_no_connection() {
+    on_shared(async |server| {
+        let results = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        let results = Some(Results(Arc::new(results)));
+        let options = OpenOptions { connect_timeout: LONG, results, ..OpenOptions::default() };
+        let queue = open(&patient(server, "untold"), options).await.unwrap();
+        queue.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        let held = take_one(&queue).await;
+        let (_connection, channel) = plain(server).await;
+        let (name, options) = ("ebb:untold:status".into(), ExchangeDeleteOptions::default());
+        channel.exchange_delete(name, options).await.unwrap();
+        assert_eq!(queue.cancel(&"b".parse().unwrap()).await.unwrap(), Cancelled::Marked);
+        // The broker would have closed the channel by then, as it answers to this behind it.
+        queue.publish(vec![job("c")]).await.unwrap();
+        assert_eq!(take_one(&queue).await.job.id.as_str(), "c", "what is cancelled does not run");
+        assert_eq!(queue.settle(&[held.ack()]).await.unwrap(), [Settled::Held]);
+        assert_eq!(queue.link().n_losses(), 0, "its connection was lost, and what it held");
+    });
+}
 
 #[test]
 fn who_publishes_to_a_queue_with_max_ready_is_not_refused_for_one_leader_that_does_not_answer() {
