@@ -36,6 +36,7 @@ mod publish;
 mod receive;
 mod session;
 mod tags;
+mod standing;
 mod topology;
 mod voice;
 mod waiting;

@@ -8,7 +8,7 @@ use futures::TryStreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use lapin::options::{
-    BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+    BasicAckOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
 };
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::{Mutex, Notify};
@@ -325,8 +325,8 @@ impl Session {
     pub(super) async fn requeue(&self, tags: &[u64]) -> Result<()> {
         let _turn = self.turn_to_ack.lock().await;
         for tag in tags {
-            let options = BasicNackOptions { requeue: true, multiple: false };
-            self.patiently("take jobs back", self.work.basic_nack(*tag, options)).await?;
+            let options = BasicRejectOptions { requeue: true };
+            self.patiently("take jobs back", self.work.basic_reject(*tag, options)).await?;
         }
         // Not before: else they could be acknowledged along with others.
         self.tags().settle(tags);
