@@ -316,13 +316,15 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+    use lapin::ExchangeKind;
+    use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+    use lapin::types::FieldTable;
     use tokio::time::{Instant, sleep};
 
     use super::super::AmqpQueue;
     use super::super::kit::{block_on, opened};
     use super::*;
-    use crate::{Backlog, Broker, Job, Timestamp};
+    use crate::{Backlog, Broker, Job, Priority, Timestamp};
 
     /// A job that is delayed for longer than the first levels last, and a handle that has counted it.
     async fn with_a_long_delay(queue: &str) -> AmqpQueue {
@@ -380,6 +382,35 @@ mod tests {
             late.set("ebb-delay", "10h").unwrap();
             other.publish(vec![late]).await.unwrap();
             let end = Instant::now() + Duration::from_secs(10);
+    #[test]
+    fn a_level_that_was_told_of_where_another_had_made_the_exchange_again_is_counted_later() {
+        block_on(async {
+            let (deaf, other) = (opened("deaf-again").await, opened("deaf-again").await);
+            assert_eq!(deaf.depth().await.unwrap().delayed, 0);
+            let core = other.core();
+            let session = core.session().await.unwrap();
+            let channel = session.intake.create_channel().await.unwrap();
+            let lane = Lane::New(Priority::Normal);
+            let way = names::way(Duration::from_secs(36_000), lane).unwrap();
+            topology::levels(&channel, &core.names, FIRST_LEVELS..way.level + 1).await.unwrap();
+            // All before anybody looks.
+            let (status, options) = (core.names.status(), ExchangeDeleteOptions::default());
+            channel.exchange_delete(status.as_str().into(), options).await.unwrap();
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+            channel.exchange_declare(status.as_str().into(), kind, options, none).await.unwrap();
+            session.say(core.note("delay", (way.level + 1).to_string())).await.unwrap();
+            let parcel = Parcel::new(Job::new("late", Timestamp::now()), 1);
+            let late = core.message(core.names.level(way.level), way.key, &parcel);
+            session.publish(vec![late]).await.unwrap();
+            let end = Instant::now() + Duration::from_secs(15);
+            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
+                assert!(Instant::now() < end, "it is never counted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+
             while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
                 assert!(Instant::now() < end, "it is never counted");
                 sleep(Duration::from_millis(100)).await;

@@ -28,6 +28,7 @@ mod kit;
 mod ledger;
 mod limits;
 mod line;
+mod meeting;
 mod most;
 mod names;
 mod pages;

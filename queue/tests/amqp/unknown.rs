@@ -251,3 +251,23 @@ async fn who_counts_many_queues_of_which_none_answers_keeps_its_connection() {
     assert_eq!(queue.link().n_losses(), 0, "its connection was lost, and what it held");
 }
 
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_listens_and_counts_does_not_wait_for_a_broker_that_lets_nobody_bind() {
+    let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let queue = handle(&patient(&server, "unbound")).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let held = take_one(&queue).await;
+    let before = depth(&queue).await;
+    assert_eq!(before.in_flight, 1, "{before:?} {:?}", queue.link());
+    // Where bindings are kept, somebody else is at work.
+    let lock = "spawn(fun() -> mnesia:transaction(fun() -> mnesia:lock({table, rabbit_route}, write), \
+                timer:sleep(9000) end) end).";
+    server.control(&["eval", lock]).unwrap();
+    let end = Instant::now() + Duration::from_secs(7);
+    while Instant::now() < end {
+        assert_eq!(queue.depth().await.unwrap().in_flight, 1);
+        sleep(Duration::from_millis(200)).await;
+    }
+    queue.settle(&[held.ack()]).await.unwrap();
+}
