@@ -13,7 +13,7 @@ use super::cancel::Cancels;
 use super::counts::Unknown;
 use super::errors;
 use super::heard::Heard;
-use super::ledger::{Ledger, MEND};
+use super::ledger::Ledger;
 use super::line::{self, Sessions};
 use super::names::{self, EXCHANGE, FIRST_LEVELS, Lane, Names};
 use super::parcel::Parcel;
@@ -148,13 +148,6 @@ impl Core {
         self.counts_changed.notify_one();
     }
 
-    /// How long a job that is done is not run again: no longer than its result is there to tell of it, after
-    /// which another job may have its name.
-    pub(super) fn mends_for(&self) -> Duration {
-        let results = self.results.as_ref();
-        results.map_or(MEND, |Results(results)| results.result_ttl().min(MEND))
-    }
-
     /// A place behind all that this handle gave before.
     pub(super) fn next_place(&self) -> i64 {
         let now = self.clock.now().as_microsecond();
@@ -274,7 +267,6 @@ impl Core {
             level += 1;
         }
         Ok(level)
-        unknown: Unknown,
     }
 
     /// Counts what waits, in the order of [`Names::waiting`], and in these queues after that.
@@ -282,6 +274,7 @@ impl Core {
         &self,
         session: &Session,
         more: &[String],
+        unknown: Unknown,
     ) -> Result<Vec<u64>> {
         let queues = |n_levels| [&self.names.waiting(n_levels), more].concat();
         let n_levels = self.n_levels();
@@ -382,6 +375,13 @@ mod tests {
             late.set("ebb-delay", "10h").unwrap();
             other.publish(vec![late]).await.unwrap();
             let end = Instant::now() + Duration::from_secs(10);
+            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
+                assert!(Instant::now() < end, "it is never counted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+
     #[test]
     fn a_level_that_was_told_of_where_another_had_made_the_exchange_again_is_counted_later() {
         block_on(async {
@@ -404,13 +404,6 @@ mod tests {
             let late = core.message(core.names.level(way.level), way.key, &parcel);
             session.publish(vec![late]).await.unwrap();
             let end = Instant::now() + Duration::from_secs(15);
-            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
-                assert!(Instant::now() < end, "it is never counted");
-                sleep(Duration::from_millis(100)).await;
-            }
-        });
-    }
-
             while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
                 assert!(Instant::now() < end, "it is never counted");
                 sleep(Duration::from_millis(100)).await;

@@ -36,14 +36,14 @@ mod parcel;
 mod publish;
 mod receive;
 mod session;
-mod tags;
 mod standing;
+mod tags;
 mod topology;
 mod voice;
 mod waiting;
+mod walk;
 
 use std::num::NonZeroUsize;
-mod walk;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -56,10 +56,10 @@ use tokio::time::{Instant, sleep};
 
 use self::bell::Listener;
 use self::core::{Core, Parts};
+use self::counts::Unknown;
 use self::intake::Intake;
 pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
-use self::counts::Unknown;
 use self::names::{LANES, Lane, Names};
 use self::session::Session;
 use crate::{

@@ -209,6 +209,44 @@ fn a_job_with_the_name_of_one_whose_result_is_gone_is_run() {
     });
 }
 
+#[test]
+fn a_job_with_the_name_of_one_whose_result_is_gone_is_run_however_late_that_was_acknowledged() {
+    on_shared(async |server| {
+        let ttl = Duration::from_secs(6);
+        let behavior = Behavior { result_ttl: ttl, ..Behavior::default() };
+        let results: Queue = Arc::new(MemoryQueue::new(&behavior, OpenOptions::default()));
+        let options = OpenOptions {
+            connect_timeout: LONG,
+            results: Some(Results(results.clone())),
+            ..OpenOptions::default()
+        };
+        let first = open(&url(server, "late-namesakes"), options).await.unwrap();
+        let other = handle(&patient(server, "late-namesakes")).await;
+        first.publish(vec![job("a")]).await.unwrap();
+        let late = take_one(&first).await;
+        let (content_type, body) = ("text/plain".to_owned(), "done".into());
+        let outcome = Outcome::Completed { content_type, body };
+        let (id, finished_at) = (late.job.id.clone(), Timestamp::now());
+        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+        results.put(&result).await.unwrap();
+        let stored_at = Instant::now();
+        // It stands still, its lease ends, and another is as quick.
+        let again = take_one(&other).await;
+        other.settle(&[again.ack()]).await.unwrap();
+        sleep_until(stored_at + ttl - Duration::from_secs(2)).await;
+        assert_eq!(first.settle(&[late.ack()]).await.unwrap(), [ebb_queue::Settled::Lost]);
+        sleep_until(stored_at + ttl).await;
+        until("its result is gone", async || results.get(&result.id).await.unwrap().is_none())
+            .await;
+        other.publish(vec![job("a")]).await.unwrap();
+        let next = first.receive(NonZeroUsize::MIN, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(next.len(), 1, "it is taken for the one before");
+        first
+            .settle(&next.into_iter().map(ebb_queue::Delivery::ack).collect::<Vec<_>>())
+            .await
+            .unwrap();
+    });
+}
 
 #[test]
 fn who_is_told_no_more_of_what_it_fetches_ahead_holds_none_of_it() {
