@@ -136,8 +136,9 @@ async fn a_lease_that_ends_under_an_alarm_is_charged() {
     let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
     let (wedged, other) = (handle(&url(&server, "alarm")).await, handle(&patient(&server)).await);
     wedged.publish(vec![job("a")]).await.unwrap();
-    let held = take_one(&wedged).await;
+    until("it is counted", async || depth(&wedged).await.ready == 1).await;
     alarm(&server).await;
+    let held = take_one(&wedged).await;
     // Nobody extends it, and it cannot be published again.
     let again = take_one(&other).await;
     assert_eq!((again.job.id.as_str(), again.attempt), ("a", 2));
