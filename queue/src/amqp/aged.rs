@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::core::Core;
 use super::parcel::Parcel;
-use super::{dead, errors};
+use super::{errors, walk};
 use crate::{Purged, Result, Timestamp};
 
 /// Letters that are deleted in one go since they are old; how long that may take, how many bytes of them
@@ -53,7 +53,7 @@ pub(super) async fn purge_old(core: &Core, ttl: Duration) -> Result<Purged> {
     match failed.or(closed.err()) {
         Some(error) if n_jobs == 0 => return Err(error),
         Some(error) => debug!(%error, "a step of a purge was cut off"),
-        None => dead::see_back(core, &session, n_held).await,
+        None => walk::see_back(core, &session, n_held).await,
     }
     Ok(Purged { n_jobs, ..Purged::default() })
 }

@@ -15,6 +15,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::AmqpQueue;
 use super::core::Core;
@@ -159,8 +160,12 @@ pub(super) async fn cancel(core: &Core, results: &Queue, id: &JobId) -> Result<C
     }
     // Our own word comes back to us a moment later than it is said.
     core.cancels.note_one();
-    let session = core.session().await?;
-    session.publish(vec![core.note("cancelled", id.to_string())]).await?;
+    // What is stored counts. Not by the channel of the jobs, which the broker closes where nothing is there
+    // that it could be said to.
+    let said = async { core.session().await?.say(core.note("cancelled", id.to_string())).await };
+    if let Err(error) = said.await {
+        debug!(job.id = %id, %error, "nobody was told that a job was cancelled");
+    }
     Ok(Cancelled::Marked)
 }
 

@@ -10,9 +10,10 @@ use tokio::task::AbortHandle;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
+use super::counts::Unknown;
 use super::errors;
 use super::heard::Heard;
-use super::ledger::{Ledger, MEND};
+use super::ledger::Ledger;
 use super::line::{self, Sessions};
 use super::names::{self, EXCHANGE, FIRST_LEVELS, Lane, Names};
 use super::parcel::Parcel;
@@ -147,13 +148,6 @@ impl Core {
         self.counts_changed.notify_one();
     }
 
-    /// How long a job that is done is not run again: no longer than its result is there to tell of it, after
-    /// which another job may have its name.
-    pub(super) fn mends_for(&self) -> Duration {
-        let results = self.results.as_ref();
-        results.map_or(MEND, |Results(results)| results.result_ttl().min(MEND))
-    }
-
     /// A place behind all that this handle gave before.
     pub(super) fn next_place(&self) -> i64 {
         let now = self.clock.now().as_microsecond();
@@ -280,10 +274,11 @@ impl Core {
         &self,
         session: &Session,
         more: &[String],
+        unknown: Unknown,
     ) -> Result<Vec<u64>> {
         let queues = |n_levels| [&self.names.waiting(n_levels), more].concat();
         let n_levels = self.n_levels();
-        match session.counts(&queues(n_levels)).await {
+        match session.counts(&queues(n_levels), unknown).await {
             Err(error) if errors::is_of_missing(&error) => {
                 // Others may tell of levels that were there before the broker came back without them.
                 let n_there = self.levels_from(session, FIRST_LEVELS).await?;
@@ -294,7 +289,7 @@ impl Core {
                         levels.n = n_there;
                     }
                 }
-                session.counts(&queues(self.n_levels())).await
+                session.counts(&queues(self.n_levels()), unknown).await
             }
             counted => counted,
         }
@@ -314,13 +309,15 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+    use lapin::ExchangeKind;
+    use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+    use lapin::types::FieldTable;
     use tokio::time::{Instant, sleep};
 
     use super::super::AmqpQueue;
     use super::super::kit::{block_on, opened};
     use super::*;
-    use crate::{Backlog, Broker, Job, Timestamp};
+    use crate::{Backlog, Broker, Job, Priority, Timestamp};
 
     /// A job that is delayed for longer than the first levels last, and a handle that has counted it.
     async fn with_a_long_delay(queue: &str) -> AmqpQueue {
@@ -378,6 +375,35 @@ mod tests {
             late.set("ebb-delay", "10h").unwrap();
             other.publish(vec![late]).await.unwrap();
             let end = Instant::now() + Duration::from_secs(10);
+            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
+                assert!(Instant::now() < end, "it is never counted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+
+    #[test]
+    fn a_level_that_was_told_of_where_another_had_made_the_exchange_again_is_counted_later() {
+        block_on(async {
+            let (deaf, other) = (opened("deaf-again").await, opened("deaf-again").await);
+            assert_eq!(deaf.depth().await.unwrap().delayed, 0);
+            let core = other.core();
+            let session = core.session().await.unwrap();
+            let channel = session.intake.create_channel().await.unwrap();
+            let lane = Lane::New(Priority::Normal);
+            let way = names::way(Duration::from_secs(36_000), lane).unwrap();
+            topology::levels(&channel, &core.names, FIRST_LEVELS..way.level + 1).await.unwrap();
+            // All before anybody looks.
+            let (status, options) = (core.names.status(), ExchangeDeleteOptions::default());
+            channel.exchange_delete(status.as_str().into(), options).await.unwrap();
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+            channel.exchange_declare(status.as_str().into(), kind, options, none).await.unwrap();
+            session.say(core.note("delay", (way.level + 1).to_string())).await.unwrap();
+            let parcel = Parcel::new(Job::new("late", Timestamp::now()), 1);
+            let late = core.message(core.names.level(way.level), way.key, &parcel);
+            session.publish(vec![late]).await.unwrap();
+            let end = Instant::now() + Duration::from_secs(15);
             while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
                 assert!(Instant::now() < end, "it is never counted");
                 sleep(Duration::from_millis(100)).await;

@@ -9,24 +9,106 @@ use futures::future::try_join_all;
 use lapin::options::{BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
-use tokio::time::Instant;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use super::errors;
+use super::session::{PATIENCE, Session};
+use crate::Result;
 
 /// How long the broker waits for the leader of a quorum queue (`rabbit_quorum_queue:stat/1`).
 const STALL: Duration = Duration::from_millis(250);
 /// From one answer to the next, where it may have waited: here the one may come late, and the next on its
 /// heels.
 const GAP: Duration = Duration::from_millis(125);
+/// How often, and for how long, a queue is asked again that the broker cannot tell of.
+const TRIES: usize = 3;
+const TRYING: Duration = Duration::from_secs(2);
 
 /// What the broker says of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) n_messages: u64,
-    pub(super) is_known: bool,
+struct Count {
+    n_messages: u64,
+    is_known: bool,
+}
+
+/// What becomes of a count that the broker does not know.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unknown {
+    /// It is asked for again, and then there is none.
+    IsAnError,
+    /// It is 0, and holds up none of the others.
+    IsNone,
+}
+
+impl Session {
+    /// How many messages wait in each of these queues, counted in this order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where the broker does not know it of one of
+    /// them and that is an error.
+    pub(super) async fn counts(&self, queues: &[String], unknown: Unknown) -> Result<Vec<u64>> {
+        let mut counts = self.ask(&self.probe, queues).await?;
+        if matches!(unknown, Unknown::IsNone) {
+            return Ok(as_told(&counts));
+        }
+        let end = Instant::now() + TRYING;
+        for _ in 0..TRIES {
+            let Some(nth) = counts.iter().position(|count| !count.is_known) else { break };
+            if Instant::now() >= end {
+                break;
+            }
+            // All that follow as well: the order says that no job is overlooked on its way.
+            counts.truncate(nth);
+            counts.extend(self.ask(&self.probe, &queues[nth..]).await?);
+        }
+        let known = counts.iter().map(|count| count.is_known.then_some(count.n_messages));
+        known.collect::<Option<_>>().ok_or_else(|| errors::late("count what waits"))
+    }
+
+    /// The same of lanes, as far as the broker says, for who takes from them.
+    pub(super) async fn counts_of_lanes(&self, queues: &[String]) -> Result<Vec<u64>> {
+        Ok(as_told(&self.ask(&self.probe_of_lanes, queues).await?))
+    }
+
+    /// Whether messages wait in a lane, as far as the broker says.
+    pub(super) async fn has_any(&self, queue: &str) -> bool {
+        let counts = self.counts_of_lanes(&[queue.to_owned()]).await;
+        counts.is_ok_and(|counts| counts.iter().any(|n_messages| *n_messages > 0))
+    }
+
+    /// How many messages wait in a queue as far as the broker says, or none where it is missing.
+    pub(super) async fn count_if_there(&self, queue: String) -> Result<Option<u64>> {
+        let mut probe = self.probe.lock().await;
+        let asked = ask(&mut probe, &self.intake, std::slice::from_ref(&queue));
+        let counted = timeout(PATIENCE, asked).await;
+        match counted.map_err(|_| errors::late("count what waits"))? {
+            Ok(counts) => Ok(counts.first().map(|count| count.n_messages)),
+            Err(error) if errors::is_missing(&error) => Ok(None),
+            Err(error) => Err(errors::op(&error, "count what waits")),
+        }
+    }
+
+    async fn ask(&self, probe: &Mutex<Option<Channel>>, queues: &[String]) -> Result<Vec<Count>> {
+        // Whoever asks before us has a patience of its own.
+        let mut probe = probe.lock().await;
+        let asked = ask(&mut probe, &self.intake, queues);
+        self.patiently_for(patience(queues.len()), "count what waits", asked).await
+    }
+}
+
+/// How long the broker may take to tell of so many queues: it may wait for each of them.
+fn patience(n_queues: usize) -> Duration {
+    PATIENCE + STALL * u32::try_from(n_queues).unwrap_or(u32::MAX)
+}
+
+fn as_told(counts: &[Count]) -> Vec<u64> {
+    counts.iter().map(|count| count.n_messages).collect()
 }
 
 /// Asks for the messages that wait in each of these queues, one after the other. The channel is one that the
 /// broker closes when a queue is missing, so nothing else is done on it.
-pub(super) async fn ask(
+async fn ask(
     kept: &mut Option<Channel>,
     connection: &Connection,
     queues: &[String],

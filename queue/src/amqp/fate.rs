@@ -3,22 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use super::core::Core;
 use super::errors;
-use super::ledger::Held;
+use super::ledger::{Held, MEND};
 use super::names::{self, Lane};
 use super::publish;
 use super::session::{Message, Posted, Session};
 use crate::delivery::{all_settled, note};
 use crate::owed::{self, Owed};
-use crate::{Error, ErrorKind, Receipt, Result, Settled, Settlement, Unsettled, Verdict};
+use crate::{
+    Error, ErrorKind, JobId, Receipt, Result, Results, Settled, Settlement, Unsettled, Verdict,
+};
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Results that are looked at at the same time.
+const AT_ONCE: usize = 64;
 /// How often to look whether what goes back is back.
 const STEP: Duration = Duration::from_millis(5);
 
@@ -155,13 +161,17 @@ pub(super) async fn settle(
     let mut answers = Vec::with_capacity(settlements.len());
     let (mut asked, mut fates) = (Vec::new(), Vec::new());
     let (mut failed, mut vain) = (None, Duration::MAX);
+    let mut late = Vec::new();
     for settlement in settlements {
         let receipt = settlement.receipt();
         let lease = number(core, receipt);
         let taken = lease.and_then(|lease| Taken::new(core, lease));
         let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
         let Some(taken) = taken else {
-            answers.push(Some(settled_before(core, lease, settlement)));
+            let settled = settled_before(core, lease, settlement);
+            let is_late = settled == Settled::Lost && matches!(settlement.verdict(), Verdict::Ack);
+            late.extend((is_late && lease.is_some()).then(|| receipt.job.clone()));
+            answers.push(Some(settled));
             continue;
         };
         let after = settlement.verdict().delay();
@@ -184,7 +194,8 @@ pub(super) async fn settle(
         }
         answers.push(None);
     }
-    let Carried { is_done, failed: refusal } = carry_out(core, &session, fates).await;
+    let (carried, ()) = tokio::join!(carry_out(core, &session, fates), finish(core, late));
+    let Carried { is_done, failed: refusal } = carried;
     for (nth, _) in asked.into_iter().zip(is_done).filter(|(_, is_done)| *is_done) {
         answers[nth] = Some(Settled::Held);
     }
@@ -193,17 +204,32 @@ pub(super) async fn settle(
 }
 
 fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {
-    let id = &settlement.receipt().job;
-    let (mut ledger, now) = (core.ledger(), Instant::now());
-    let Some(lease) = lease else { return Settled::Lost };
-    if ledger.was_settled(lease, id, now) {
-        return Settled::Held;
-    }
-    if matches!(settlement.verdict(), Verdict::Ack) {
-        // Its result is stored: should it come back to us, it is not run again.
-        ledger.finish(id.clone(), now + core.mends_for());
-    }
-    Settled::Lost
+    let (id, now) = (&settlement.receipt().job, Instant::now());
+    let was_settled = lease.is_some_and(|lease| core.ledger().was_settled(lease, id, now));
+    if was_settled { Settled::Held } else { Settled::Lost }
+}
+
+/// Notes that these jobs are done, though they were acknowledged too late: should one come back to us, it is
+/// not run again while its result is there to tell of it, after which another job may have its name.
+async fn finish(core: &Core, late: Vec<JobId>) {
+    let notes = late.into_iter().map(|id| async move {
+        if let Some(left) = mends_for(core, &id).await {
+            core.ledger().finish(id, Instant::now() + left);
+        }
+    });
+    stream::iter(notes).buffer_unordered(AT_ONCE).collect::<()>().await;
+}
+
+/// How long a job that is done is not run again. Where its result cannot be had nothing is known, and to run it
+/// again loses nothing.
+async fn mends_for(core: &Core, id: &JobId) -> Option<Duration> {
+    let Some(Results(results)) = &core.results else { return Some(MEND) };
+    let (ttl, result) = (results.result_ttl(), results.get(id).await.ok()?);
+    // Who passes jobs on stores nothing.
+    let Some(result) = result else { return Some(ttl.min(MEND)) };
+    let age = core.clock.now().duration_since(result.finished_at);
+    let left = ttl.saturating_sub(Duration::try_from(age).unwrap_or_default());
+    Some(left.min(MEND))
 }
 
 async fn fate<'a>(

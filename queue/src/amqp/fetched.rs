@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::names::{LANES, Lane};
-use super::parcel::Parcel;
+use super::parcel::{self, Parcel};
+use super::session::Session;
 use crate::aside::{Aside, FAR};
 use crate::{Error, Priority, Timestamp, header};
 
@@ -35,15 +36,16 @@ pub(super) struct Fetched {
 }
 
 impl Fetched {
-    pub(super) fn read(delivery: Delivery, lane: Lane, epoch: u64, now: Timestamp) -> Self {
+    pub(super) fn read(delivery: Delivery, lane: Lane, by: &Session, now: Timestamp) -> Self {
         let Delivery { delivery_tag, redelivered, properties, data, .. } = delivery;
-        let (mut parcel, wrong) = Parcel::read_alive(&properties, data, now, redelivered);
+        let n_crashes = parcel::crashes(&properties, redelivered, &by.version);
+        let (mut parcel, wrong) = Parcel::read_alive(&properties, data, now, n_crashes);
         let mut names = properties.headers().iter().flat_map(|table| table.inner().keys());
         let is_said = names.any(|name| name.as_str().eq_ignore_ascii_case(header::PRIORITY));
         if let (Lane::New(priority), false) = (lane, is_said) {
             parcel.job.headers.priority = priority;
         }
-        Self { parcel, wrong, epoch, tag: delivery_tag, lane, goes_on: false }
+        Self { parcel, wrong, epoch: by.epoch, tag: delivery_tag, lane, goes_on: false }
     }
 
     /// Whether it lies above its priority; what was begun before goes first all the same.

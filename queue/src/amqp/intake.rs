@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Consumer};
+use lapin::options::{BasicCancelOptions, BasicQosOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
@@ -23,6 +21,7 @@ use super::core::Core;
 use super::fetched::{Catch, Caught, Coming, Fetched};
 use super::names::Lane;
 use super::session::{Posted, Session};
+use super::standing::{self, Standing, consume};
 use super::{coming, errors, fate, line};
 use crate::Result;
 use crate::aside::Aside;
@@ -67,8 +66,6 @@ impl Intake {
     }
 }
 
-/// When nothing has come for so long, nothing is on its way.
-const QUIET: Duration = Duration::from_millis(50);
 /// How long a quorum queue is given to take the last acknowledgements.
 const AFTERMATH: Duration = Duration::from_millis(800);
 
@@ -87,14 +84,6 @@ pub(super) fn spawn(core: Arc<Core>) -> (Intake, line::Owned) {
         is_closed: false,
     };
     (Intake(sender), line::Owned(tokio::spawn(fetcher.run(asks))))
-}
-
-/// A consumer that stays.
-struct Standing {
-    lane: Lane,
-    channel: Channel,
-    consumer: Consumer,
-    prefetch: usize,
 }
 
 struct Fetcher {
@@ -127,7 +116,7 @@ impl Fetcher {
                         reply.send(self.finish().await).ok();
                     }
                 },
-                delivery = next(self.standing.as_mut()) => self.came(delivery),
+                delivery = standing::next(self.standing.as_mut()) => self.came(delivery),
                 () = sleep_until(idle_at), if is_ahead => {
                     if let Err(error) = self.give_back().await {
                         warn!(%error, "cannot give back what was fetched ahead");
@@ -169,17 +158,12 @@ impl Fetcher {
                 self.standing = None;
                 break;
             };
-            let fetched = self.read(delivery, standing.lane);
-            self.ahead.push_back(fetched);
-            came = next(self.standing.as_mut()).now_or_never();
+            self.ahead.push_back(standing.read(delivery, self.core.clock.now()));
+            came = standing::next(self.standing.as_mut()).now_or_never();
         }
         self.count_ahead();
         // Who found nothing looks again.
         self.core.bell.ring();
-    }
-
-    fn read(&self, delivery: Delivery, lane: Lane) -> Fetched {
-        Fetched::read(delivery, lane, self.epoch, self.core.clock.now())
     }
 
     async fn fetch(&mut self, max: usize) -> Result<Caught> {
@@ -223,13 +207,13 @@ impl Fetcher {
                 catch.put(one, &mut self.aside);
                 continue;
             }
-            let Some(lane) = self.standing.as_ref().map(|standing| standing.lane) else { return };
-            if catch.is_far(lane, &self.aside) {
+            let Some(standing) = &mut self.standing else { return };
+            if catch.is_far(standing.lane, &self.aside) {
                 return;
             }
-            match timeout(LINGER, next(self.standing.as_mut())).await {
+            match timeout(LINGER, standing.next()).await {
                 Ok(Some(delivery)) => {
-                    let one = self.read(delivery, lane);
+                    let one = standing.read(delivery, self.core.clock.now());
                     catch.put(one, &mut self.aside);
                 }
                 Ok(None) => self.standing = None,
@@ -262,7 +246,7 @@ impl Fetcher {
         catch: &mut Catch,
     ) -> Result<Vec<(Lane, u64)>> {
         let queues: Vec<String> = lanes.iter().map(|lane| self.core.names.lane(*lane)).collect();
-        let counts = session.counts_as_told(&queues).await?;
+        let counts = session.counts_of_lanes(&queues).await?;
         let counts: Vec<_> = lanes.iter().copied().zip(counts).collect();
         for (lane, count) in &counts {
             let mut n_left = usize::try_from(*count).unwrap_or(usize::MAX);
@@ -289,13 +273,14 @@ impl Fetcher {
         let is_any_left = || session.has_any(&queue);
         let noting = (&mut consumer).inspect(|_| coming.add());
         let came = coming::await_as_many(noting, n, is_any_left).await?;
-        let mut fetched: Vec<_> = came.into_iter().map(|one| self.read(one, lane)).collect();
+        let read = |one| Fetched::read(one, lane, session, self.core.clock.now());
+        let mut fetched: Vec<_> = came.into_iter().map(read).collect();
         // With as many as it may have unacknowledged nothing more comes, so nobody need wait.
         let nowait = fetched.len() == n;
         let cancelled = session.work.basic_cancel(consumer.tag(), BasicCancelOptions { nowait });
         session.patiently("cancel a consumer", cancelled).await?;
         while !nowait && let Some(Ok(delivery)) = consumer.next().await {
-            fetched.push(self.read(delivery, lane));
+            fetched.push(read(delivery));
         }
         Ok(fetched)
     }
@@ -303,40 +288,32 @@ impl Fetcher {
     /// Begins to fetch ahead where that pays, and ends it where more is asked for than before, to
     /// begin anew. That takes until all that is held is settled, so it is not done for being short
     /// of what is ahead: who holds so much waits for its results to be stored.
-    async fn stand(&mut self, session: &Session, counts: &[(Lane, u64)], max: usize) -> Result<()> {
+    async fn stand(
+        &mut self,
+        session: &Arc<Session>,
+        counts: &[(Lane, u64)],
+        max: usize,
+    ) -> Result<()> {
         if let Some(standing) = &self.standing {
-            return if standing.prefetch < 2 * max { self.sit(session).await } else { Ok(()) };
+            return if standing.prefetch < 2 * max { self.sit().await } else { Ok(()) };
         }
         let Some((lane, _)) = counts.iter().find(|(_, count)| *count >= DEEP * max as u64) else {
             return Ok(());
         };
         let n_held = usize::try_from(self.core.ledger().n_held()).unwrap_or(usize::MAX);
         let prefetch = n_held.saturating_add(2 * self.most).min(usize::from(u16::MAX));
-        let channel = session.work.clone();
         let queue = self.core.names.lane(*lane);
-        let consuming = consume(&channel, &queue, prefetch);
-        let consumer = session.patiently("consume jobs", consuming).await?;
-        self.standing = Some(Standing { lane: *lane, channel, consumer, prefetch });
+        self.standing = Some(Standing::begin(session, (*lane, &queue), prefetch).await?);
         Ok(())
     }
 
     /// Ends fetching ahead; what is on its way comes still.
-    async fn sit(&mut self, session: &Session) -> Result<()> {
-        let Some(standing) = self.standing.take() else { return Ok(()) };
-        let Standing { lane, channel, mut consumer, .. } = standing;
-        // What a quorum queue has on its way when a consumer goes comes back to it, and is counted
-        // as a delivery that failed: all of it is awaited first.
-        while let Ok(Some(Ok(delivery))) = timeout(QUIET, consumer.next()).await {
-            let fetched = self.read(delivery, lane);
-            self.ahead.push_back(fetched);
-        }
-        let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-        session.patiently("cancel a consumer", cancelled).await?;
-        while let Some(Ok(delivery)) = consumer.next().await {
-            let fetched = self.read(delivery, lane);
-            self.ahead.push_back(fetched);
-        }
-        Ok(())
+    async fn sit(&mut self) -> Result<()> {
+        let Some(mut standing) = self.standing.take() else { return Ok(()) };
+        let (mut came, now) = (Vec::new(), self.core.clock.now());
+        let ended = standing.end(&mut came).await;
+        self.ahead.extend(came.into_iter().map(|one| standing.read(one, now)));
+        ended
     }
 
     /// Gives back what is here, and waits until the broker has read all acknowledgements, if there were
@@ -362,7 +339,7 @@ impl Fetcher {
             self.ahead.clear();
             self.standing = None;
         }
-        self.sit(&session).await?;
+        self.sit().await?;
         let back = self.ahead.iter().map(|one| self.core.to_lane(&one.parcel, Lane::Back));
         let Posted { is_stored, failed } = session.post(back.collect()).await;
         let (mut is_stored, mut tags) = (is_stored.into_iter(), Vec::new());
@@ -377,24 +354,5 @@ impl Fetcher {
             debug!(n_jobs = tags.len(), "what was fetched ahead went back");
         }
         failed.map_or(Ok(()), Err)
-    }
-}
-
-async fn consume(channel: &Channel, queue: &str, n: usize) -> lapin::Result<Consumer> {
-    let prefetch = u16::try_from(n).unwrap_or(u16::MAX);
-    // Said in one breath: the broker takes them in this order.
-    let limit = channel.basic_qos(prefetch, BasicQosOptions::default());
-    let (queue, tag) = (ShortString::from(queue), ShortString::default());
-    let options = BasicConsumeOptions::default();
-    let consumer = channel.basic_consume(queue, tag, options, FieldTable::default());
-    let ((), consumer) = tokio::try_join!(limit, consumer)?;
-    Ok(consumer)
-}
-
-/// The next delivery of a consumer that stays, none when it ended; never, where there is none.
-async fn next(standing: Option<&mut Standing>) -> Option<Delivery> {
-    match standing {
-        Some(standing) => standing.consumer.next().await?.ok(),
-        None => std::future::pending().await,
     }
 }

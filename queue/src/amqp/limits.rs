@@ -36,7 +36,8 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "max_ready",
         instead: "RabbitMQ counts and stores in two steps: producers that publish at the same \
-                  moment may go over max_ready together",
+                  moment may go over max_ready together, and who publishes while a queue has a leader that \
+                  does not answer may do so by what waits there",
     },
     Limit {
         promise: "ordering",
@@ -54,13 +55,15 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "crashes",
         instead: "RabbitMQ counts the deliveries that ended with their connection and does not say \
                   whose they were: the history tells of such a crash without the worker's name. \
-                  What was only fetched ahead is charged too",
+                  What was only fetched ahead is charged too. From 4.3 on a header x-delivery-count that a \
+                  client sent along is taken for RabbitMQ's, as far as its job was delivered before",
     },
     Limit {
         promise: "hold",
         instead: "RabbitMQ closes the channel of who holds a job for longer than its \
                   consumer_timeout, 30 minutes unless it is set otherwise, however often the lease \
-                  is extended",
+                  is extended. All that this handle holds comes back and is charged, but for the job that \
+                  was held for too long: from 4.3 on that is not",
     },
     Limit {
         promise: "depth",

@@ -28,6 +28,7 @@ mod kit;
 mod ledger;
 mod limits;
 mod line;
+mod meeting;
 mod most;
 mod names;
 mod pages;
@@ -35,10 +36,12 @@ mod parcel;
 mod publish;
 mod receive;
 mod session;
+mod standing;
 mod tags;
 mod topology;
 mod voice;
 mod waiting;
+mod walk;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -53,6 +56,7 @@ use tokio::time::{Instant, sleep};
 
 use self::bell::Listener;
 use self::core::{Core, Parts};
+use self::counts::Unknown;
 use self::intake::Intake;
 pub(crate) use self::limits::LIMITS;
 use self::line::{Caller, Owned};
@@ -170,7 +174,8 @@ impl AmqpQueue {
     async fn count(&self, session: &Session) -> Result<Depth> {
         let core = self.core();
         let mut depth = Depth::empty(core.clock.now());
-        let counts = core.count_waiting(session, &[core.names.dead()]).await?;
+        let dead = [core.names.dead()];
+        let counts = core.count_waiting(session, &dead, Unknown::IsAnError).await?;
         let (waiting, dead) = counts.split_at(counts.len().saturating_sub(1));
         let (delayed, ready) = waiting.split_at(waiting.len().saturating_sub(LANES.len()));
         let mut by = ByPriority::default();

@@ -4,7 +4,7 @@
 /// as the largest of the page before, but at most twice as many as in that one, never more than this, and as
 /// few where they are large or none is known.
 const PAGE_BYTES: u64 = 32 << 20;
-const LONGEST_PAGE: u64 = 1024;
+pub(super) const LONGEST_PAGE: u64 = 1024;
 pub(super) const FIRST_PAGE: u64 = 16;
 
 /// How many letters are handed over next, after a page of so many of which the largest has so many bytes.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
+use super::connect::Version;
 use crate::retry::MOST_ATTEMPTS;
 use crate::{
     Attempt, DeadLetter, Error, ErrorKind, Failure, FailureKind, Job, JobId, Priority, Result,
@@ -21,6 +22,8 @@ const REASON: &str = "ebb-reason";
 const DIED_AT: &str = "ebb-died-at";
 /// The broker's count of deliveries that ended with their channel.
 const CRASHES: &str = "x-delivery-count";
+/// Its count of all deliveries before this one, from 4.3 on.
+const DELIVERIES: &str = "x-acquired-count";
 
 /// All headers travel in one frame of 128 KiB, so the history has to stay well below.
 const MAX_HISTORY: usize = 40;
@@ -110,20 +113,17 @@ impl Parcel {
         (parcel, wrong)
     }
 
-    /// The same of a message in a lane, where nothing is dead, whatever it says of itself. One that was
-    /// delivered before is charged for that; of any other the broker has counted nothing, and what stands
-    /// there is a stranger's.
+    /// The same of a message in a lane, where nothing is dead, whatever it says of itself. It is charged for
+    /// so many deliveries that ended with their channel.
     pub(super) fn read_alive(
         properties: &BasicProperties,
         body: Vec<u8>,
         now: Timestamp,
-        is_redelivered: bool,
+        n_crashes: u32,
     ) -> (Self, Option<Error>) {
         let (mut parcel, wrong) = Self::read(properties, body, now);
         parcel.death = None;
-        if is_redelivered {
-            parcel.charge_crashes(crashes(properties), now);
-        }
+        parcel.charge_crashes(n_crashes, now);
         (parcel, wrong)
     }
 
@@ -260,11 +260,26 @@ fn read_attempts(value: &str) -> Result<u32> {
     })
 }
 
-/// How many deliveries ended with their channel.
-fn crashes(properties: &BasicProperties) -> u32 {
+/// How many deliveries of a message ended with their channel. Of one that was not delivered before the broker
+/// has counted nothing, and what stands there is a stranger's.
+///
+/// From 4.3 on it may be that of others, too: there the broker counts what failed, and says nothing where
+/// nothing did. But it says how many deliveries there were, however they ended, and no more than these failed.
+pub(super) fn crashes(
+    properties: &BasicProperties,
+    is_redelivered: bool,
+    version: &Version,
+) -> u32 {
+    if !is_redelivered {
+        return 0;
+    }
     let table = properties.headers().as_ref();
-    let said = table.and_then(|table| text(table.inner().get(CRASHES)?));
-    said.and_then(|said| said.parse().ok()).unwrap_or(0)
+    let said = |name: &str| text(table?.inner().get(name)?)?.parse::<u32>().ok();
+    let n_crashes = said(CRASHES).unwrap_or(0);
+    if version.number < (4, 3) {
+        return n_crashes;
+    }
+    n_crashes.min(said(DELIVERIES).unwrap_or(u32::MAX))
 }
 
 fn with(mut table: FieldTable, headers: Vec<(&'static str, String)>) -> FieldTable {
@@ -353,6 +368,16 @@ mod tests {
         BasicProperties::default().with_headers(table)
     }
 
+    fn version(number: (u32, u32)) -> Version {
+        Version { text: String::new(), number }
+    }
+
+    /// What is read of a message that was delivered before, by a server that counts what fails.
+    fn alive(properties: &BasicProperties) -> (Parcel, Option<Error>) {
+        let n_crashes = crashes(properties, true, &version((3, 10)));
+        Parcel::read_alive(properties, Vec::new(), now(), n_crashes)
+    }
+
     fn again(parcel: &Parcel) -> Parcel {
         let (properties, body) = parcel.write();
         Parcel::read(&properties, body.to_vec(), now()).0
@@ -424,7 +449,7 @@ mod tests {
             (PLACE, AMQPValue::LongLongInt(i64::MIN)),
             (CRASHES, AMQPValue::LongUInt(u32::MAX)),
         ]);
-        let (mut parcel, wrong) = Parcel::read_alive(&properties, Vec::new(), now(), true);
+        let (mut parcel, wrong) = alive(&properties);
         assert!(wrong.is_none());
         parcel.charge(now(), "it failed");
         assert_eq!((parcel.attempts, parcel.history.len()), (u32::MAX, MAX_HISTORY));
@@ -437,7 +462,7 @@ mod tests {
     fn a_job_that_says_that_it_is_dead_is_charged_for_lost_connections_as_others_are() {
         let died_at = (DIED_AT, long(now().to_string()));
         let properties = table(vec![died_at, (CRASHES, AMQPValue::LongLongInt(2))]);
-        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now(), true);
+        let (parcel, _) = alive(&properties);
         assert_eq!((parcel.attempts, parcel.death), (2, None));
         let (letter, _) = Parcel::read(&properties, Vec::new(), now());
         assert!(letter.attempts == 0 && letter.death.is_some());
@@ -446,17 +471,33 @@ mod tests {
     #[test]
     fn a_lost_connection_is_charged_once_however_often_the_job_is_put_back() {
         let properties = table(vec![(CRASHES, AMQPValue::LongLongInt(2))]);
-        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now(), true);
+        let (parcel, _) = alive(&properties);
         assert_eq!((parcel.attempts, parcel.history.len()), (2, 2));
         let parcel = again(&parcel);
         assert_eq!((parcel.attempts, parcel.history[1].attempt), (2, 2));
     }
 
     #[test]
-    fn a_job_that_was_never_delivered_is_charged_for_no_lost_connection_whatever_it_says() {
-        let properties = table(vec![(CRASHES, AMQPValue::LongLongInt(7))]);
-        let (parcel, _) = Parcel::read_alive(&properties, Vec::new(), now(), false);
-        assert_eq!((parcel.attempts, parcel.history.len()), (0, 0));
+    fn a_job_is_charged_for_no_more_lost_connections_than_it_had_deliveries_whatever_it_says() {
+        let long = AMQPValue::LongLongInt;
+        // In the words of the version; a stranger may say anything that the broker does not.
+        for (number, n_crashes, n_deliveries, expected) in [
+            ((3, 13), Some(7), None, 7),
+            ((3, 13), Some(7), Some(1), 7),
+            ((4, 2), Some(7), Some(1), 7),
+            ((4, 3), Some(7), Some(1), 1),
+            ((4, 3), Some(2), Some(5), 2),
+            ((4, 3), None, Some(5), 0),
+            ((4, 3), Some(2), None, 2),
+            ((5, 0), Some(7), Some(0), 0),
+        ] {
+            let n_crashes = n_crashes.map(|n| (CRASHES, long(n)));
+            let n_deliveries = n_deliveries.map(|n| (DELIVERIES, long(n)));
+            let properties = table(n_crashes.into_iter().chain(n_deliveries).collect());
+            let counted = crashes(&properties, true, &version(number));
+            assert_eq!(counted, expected, "{number:?} {properties:?}");
+            assert_eq!(crashes(&properties, false, &version(number)), 0, "it was never delivered");
+        }
     }
 
     #[test]

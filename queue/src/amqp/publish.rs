@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::connect::Version;
 use super::core::Core;
+use super::counts::Unknown;
 use super::names::{Lane, check_reply_to};
 use super::parcel::{MAX_VALUE, Parcel, long};
 use super::session::{Message, Posted, Session};
@@ -88,7 +89,8 @@ fn without_repetitions(jobs: Vec<Job>) -> (Vec<Published>, Vec<Job>) {
 async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> {
     let Some(limit) = core.behavior.max_ready else { return Ok(()) };
     core.find_levels(session).await?;
-    let n_waiting: u64 = core.count_waiting(session, &[]).await?.iter().sum();
+    // Whoever may publish is not to wait for one queue that does not answer.
+    let n_waiting: u64 = core.count_waiting(session, &[], Unknown::IsNone).await?.iter().sum();
     if n_waiting + n_new as u64 > limit {
         let words = format!("the queue is full: max_ready is {limit} jobs; publish later");
         return Err(Error::new(ErrorKind::Full, words));

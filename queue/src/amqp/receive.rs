@@ -397,7 +397,7 @@ mod tests {
         queue.publish(vec![job("a")]).await.unwrap();
         let mut receiving = Box::pin(queue.receive(ONE, LONG));
         assert!(futures::poll!(&mut receiving).is_pending());
-        while session.counts(&[name.to_owned()]).await.unwrap() != [0] {
+        while session.counts_of_lanes(&[name.to_owned()]).await.unwrap() != [0] {
             sleep(Duration::from_millis(20)).await;
         }
         // It is taken from its lane, and the answer comes a moment later.
@@ -432,7 +432,7 @@ mod tests {
             queue.publish(vec![job("a")]).await.unwrap();
             let mut receiving = Box::pin(queue.receive(ONE, LONG));
             assert!(futures::poll!(&mut receiving).is_pending());
-            while session.counts(&["leaving".to_owned()]).await.unwrap() != [0] {
+            while session.counts_of_lanes(&["leaving".to_owned()]).await.unwrap() != [0] {
                 sleep(Duration::from_millis(20)).await;
             }
             // It is taken from its lane, and the answer comes a moment later.

@@ -8,15 +8,15 @@ use futures::TryStreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use lapin::options::{
-    BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+    BasicAckOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
 };
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::{Mutex, Notify};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::confirms::{Address, Arrival, Confirms, WINDOW};
 use super::connect::{Pair, Version};
-use super::counts::{self, Count, opened};
+use super::counts::opened;
 use super::errors;
 use super::tags::{Acks, Tags};
 use crate::delivery::note;
@@ -28,10 +28,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often to look whether the broker still takes messages; it tells nobody but the client.
 const BLOCKED_LOOK: Duration = Duration::from_millis(20);
-
-/// How often, and for how long, a queue is asked again that the broker cannot tell of.
-const TRIES: usize = 3;
-const TRYING: Duration = Duration::from_secs(2);
 
 /// A message to be published.
 #[derive(Debug)]
@@ -67,7 +63,9 @@ pub(super) struct Session {
     /// For what may be lost. The broker closes it when nothing is there that it could be said to.
     voice: Mutex<Option<Channel>>,
     /// For counts.
-    probe: Mutex<Option<Channel>>,
+    pub(super) probe: Mutex<Option<Channel>>,
+    /// The same of the lanes for who takes from them, and does not wait for who counts all.
+    pub(super) probe_of_lanes: Mutex<Option<Channel>>,
     confirms: Confirms,
     /// The broker closes a channel on which a tag is acknowledged after one that included it.
     turn_to_ack: Mutex<()>,
@@ -94,6 +92,7 @@ impl Session {
             press,
             voice: Mutex::default(),
             probe: Mutex::default(),
+            probe_of_lanes: Mutex::default(),
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
             tags: std::sync::Mutex::default(),
@@ -162,7 +161,17 @@ impl Session {
         what: &str,
         op: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T> {
-        let done = self.within_patience(what, op).await;
+        self.patiently_for(PATIENCE, what, op).await
+    }
+
+    /// The same for as long as this.
+    pub(super) async fn patiently_for<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        op: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        let done = self.within(patience, what, op).await;
         done.unwrap_or_else(|| {
             self.give_up();
             Err(errors::late(what))
@@ -175,7 +184,7 @@ impl Session {
         what: &str,
         op: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T> {
-        let done = self.within_patience(what, op).await;
+        let done = self.within(PATIENCE, what, op).await;
         done.unwrap_or_else(|| {
             self.check_open()?;
             self.give_up();
@@ -184,12 +193,13 @@ impl Session {
     }
 
     /// What came of it, if anything did in that time.
-    async fn within_patience<T>(
+    async fn within<T>(
         &self,
+        patience: Duration,
         what: &str,
         op: impl Future<Output = lapin::Result<T>>,
     ) -> Option<Result<T>> {
-        let done = timeout(PATIENCE, op).await.ok()?;
+        let done = timeout(patience, op).await.ok()?;
         Some(done.map_err(|error| {
             if self.end().is_some() {
                 self.broke.notify_one();
@@ -296,56 +306,6 @@ impl Session {
         }
     }
 
-    /// How many messages wait in each of these queues, counted in this order.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unavailable`] where the broker does not know it of one of them.
-    pub(super) async fn counts(&self, queues: &[String]) -> Result<Vec<u64>> {
-        let mut counts = self.ask(queues).await?;
-        let end = Instant::now() + TRYING;
-        for _ in 0..TRIES {
-            let Some(nth) = counts.iter().position(|count| !count.is_known) else { break };
-            if Instant::now() >= end {
-                break;
-            }
-            // All that follow as well: the order says that no job is overlooked on its way.
-            counts.truncate(nth);
-            counts.extend(self.ask(&queues[nth..]).await?);
-        }
-        let known = counts.iter().map(|count| count.is_known.then_some(count.n_messages));
-        known.collect::<Option<_>>().ok_or_else(|| errors::late("count what waits"))
-    }
-
-    /// The same as far as the broker says: one of which it does not know is 0, and holds up none of the others.
-    pub(super) async fn counts_as_told(&self, queues: &[String]) -> Result<Vec<u64>> {
-        let counts = self.ask(queues).await?;
-        Ok(counts.into_iter().map(|count| count.n_messages).collect())
-    }
-
-    async fn ask(&self, queues: &[String]) -> Result<Vec<Count>> {
-        // Whoever asks before us has a patience of its own.
-        let mut probe = self.probe.lock().await;
-        self.patiently("count what waits", counts::ask(&mut probe, &self.intake, queues)).await
-    }
-
-    /// Whether messages wait in a queue, as far as the broker says.
-    pub(super) async fn has_any(&self, queue: &str) -> bool {
-        let counts = self.counts_as_told(&[queue.to_owned()]).await;
-        counts.is_ok_and(|counts| counts.iter().any(|n_messages| *n_messages > 0))
-    }
-
-    /// How many messages wait in a queue as far as the broker says, or none where it is missing.
-    pub(super) async fn count_if_there(&self, queue: String) -> Result<Option<u64>> {
-        let mut probe = self.probe.lock().await;
-        let asked = counts::ask(&mut probe, &self.intake, std::slice::from_ref(&queue));
-        let counted = timeout(PATIENCE, asked).await;
-        match counted.map_err(|_| errors::late("count what waits"))? {
-            Ok(counts) => Ok(counts.first().map(|count| count.n_messages)),
-            Err(error) if errors::is_missing(&error) => Ok(None),
-            Err(error) => Err(errors::op(&error, "count what waits")),
-        }
-    }
-
     /// Tells the broker that deliveries of this session are done.
     pub(super) async fn ack(&self, tags: &[u64]) -> Result<()> {
         let _turn = self.turn_to_ack.lock().await;
@@ -364,12 +324,13 @@ impl Session {
     }
 
     /// Gives deliveries of this session back as they are; each counts as a lost attempt on the
-    /// broker, so this is for when nothing better can be done.
+    /// broker, so this is for when nothing better can be done. What is rejected counts on every version, and
+    /// what is nacked not from 4.3 on.
     pub(super) async fn requeue(&self, tags: &[u64]) -> Result<()> {
         let _turn = self.turn_to_ack.lock().await;
         for tag in tags {
-            let options = BasicNackOptions { requeue: true, multiple: false };
-            self.patiently("take jobs back", self.work.basic_nack(*tag, options)).await?;
+            let options = BasicRejectOptions { requeue: true };
+            self.patiently("take jobs back", self.work.basic_reject(*tag, options)).await?;
         }
         // Not before: else they could be acknowledged along with others.
         self.tags().settle(tags);

@@ -7,35 +7,28 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
-    QueueBindOptions, QueueDeclareOptions,
-};
+use lapin::options::BasicAckOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Consumer, ExchangeKind};
+use lapin::{BasicProperties, Channel, Consumer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
 use super::core::Core;
 use super::heard::{Ear, Heard, Holding};
+use super::meeting::{Meeting, Step, WINDOW, listen};
 use super::most::{Counts, Lately};
 use super::names::LEVELS;
-use super::parcel::long;
-use super::session::{Message, PATIENCE, Session};
+use super::session::{Message, Session};
 use super::{errors, line};
-use crate::{Missing, Result, WorkerStatus};
+use crate::{Result, WorkerStatus};
 
 /// How long others have to answer when somebody begins to listen.
 const ANSWER: Duration = Duration::from_millis(200);
 /// Who holds anything, and each worker, says so within this, asked or not.
-const BEAT: Duration = Duration::from_millis(1200);
+pub(super) const BEAT: Duration = Duration::from_millis(1200);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait for the echo of one's own voice.
 const ECHO: Duration = Duration::from_secs(3);
-/// Messages of others that wait for us at the broker at most, when it cannot pass them on.
-const MAX_WAITING: i64 = 10_000;
-/// Those of them that are here and not heard yet, at most: the rest waits at the broker.
-const WINDOW: u16 = 256;
 
 /// How much was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +164,7 @@ pub(super) async fn keep(core: Arc<Core>) {
 async fn converse(core: &Core, session: &Session) -> Result<()> {
     let listening = listen(core, session);
     let (channel, mut consumer) = session.patiently("let us hear what is held", listening).await?;
+    let mut meeting = Meeting::new(core, session, consumer.queue()).await?;
     let mut each_second = interval(Duration::from_secs(1));
     each_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut is_greeted, mut told) = (false, (0, 0));
@@ -182,6 +176,7 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
         tokio::select! {
             heard = consumer.next() => {
                 let Some(Ok(heard)) = heard else { return Err(errors::down()) };
+                meeting.hear(&heard);
                 hear(core, session, &heard, &mut lately).await?;
                 acks.heard = heard.delivery_tag;
                 // Not one by one: each answer costs the broker as much as a message.
@@ -189,6 +184,14 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                     acks.send().await?;
                 }
             }
+            looked = meeting.looked() => match looked? {
+                Step::Look => {}
+                Step::Speak => meeting.note_word(say(session, here(core)).await?),
+                Step::Bind => {
+                    core.note_deaf();
+                    is_greeted = greet(core, session, &consumer).await?;
+                }
+            },
             () = core.counts_changed.notified() => lately.note(Instant::now(), counts(core)),
             () = sleep_until(tells_at.unwrap_or(told_at)), if tells_at.is_some() => {
                 let most = most(core, &mut lately);
@@ -211,10 +214,15 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
                 if session.check_open().is_err() {
                     core.heard.note_silence();
                 }
-                meet(core, &channel, &consumer.queue()).await?;
+                meeting.look();
             }
         }
     }
+}
+
+/// A word that says nothing else.
+fn here(core: &Core) -> Message {
+    core.note("here", core.handle.clone())
 }
 
 /// Asks all others what they hold; from then on all is heard. False when nobody may speak.
@@ -248,60 +256,6 @@ impl Acks<'_> {
         }
         Ok(())
     }
-}
-
-/// Looks whether all still meet where they did: with an exchange that is deleted goes what leads from it to
-/// us, and nobody tells.
-async fn meet(core: &Core, channel: &Channel, queue: &ShortString) -> Result<()> {
-    let meeting = async {
-        have_exchange(core, channel, Missing::Refuse).await?;
-        // Another may have made it again before we looked.
-        bind(core, channel, queue).await
-    };
-    let found = timeout(PATIENCE, meeting).await;
-    // Who does not answer has not said that it is gone.
-    found.unwrap_or(Ok(())).map_err(|error| errors::op(&error, "let us hear what is held"))
-}
-
-async fn have_exchange(core: &Core, channel: &Channel, missing: Missing) -> lapin::Result<()> {
-    let passive = missing == Missing::Refuse;
-    let options =
-        ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-    let (exchange, none) = (core.names.status(), FieldTable::default());
-    channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Fanout, options, none).await
-}
-
-async fn bind(core: &Core, channel: &Channel, queue: &ShortString) -> lapin::Result<()> {
-    let exchange = core.names.status().as_str().into();
-    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.clone(), exchange, "".into(), options, none).await
-}
-
-async fn listen(core: &Core, session: &Session) -> lapin::Result<(Channel, Consumer)> {
-    let mut channel = session.intake.create_channel().await?;
-    // Before the queue, which would stay.
-    match have_exchange(core, &channel, Missing::Refuse).await {
-        Err(error) if core.missing == Missing::Create && errors::is_missing(&error) => {
-            // All others are to see that it is gone.
-            sleep(BEAT).await;
-            channel = session.intake.create_channel().await?;
-            have_exchange(core, &channel, Missing::Create).await?;
-        }
-        found => found?,
-    }
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), long("classic"));
-    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MAX_WAITING));
-    let options = QueueDeclareOptions::exclusive().auto_delete();
-    let queue = channel.queue_declare("".into(), options, arguments).await?;
-    bind(core, &channel, queue.name()).await?;
-    // Without acknowledgements the broker would hand over all there is, however slowly it is heard.
-    channel.basic_qos(WINDOW, BasicQosOptions::default()).await?;
-    let options = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
-    let consumer = channel
-        .basic_consume(queue.name().clone(), "".into(), options, FieldTable::default())
-        .await?;
-    Ok((channel, consumer))
 }
 
 async fn hear(
@@ -411,7 +365,7 @@ mod tests {
             let ear = [consumer.queue().as_str().to_owned()];
             // Confirmed before they are handed over; what is here is not in the count.
             sleep(Duration::from_secs(1)).await;
-            let n_waiting = session.counts(&ear).await.unwrap()[0];
+            let n_waiting = session.counts_of_lanes(&ear).await.unwrap()[0];
             assert!(n_waiting >= n_notes - u64::from(WINDOW), "{n_waiting} of {n_notes} wait");
         });
     }

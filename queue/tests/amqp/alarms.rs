@@ -129,3 +129,20 @@ async fn a_broker_that_answers_nothing_under_an_alarm_is_called_anew() {
     until("what waits is counted", async || queue.depth().await.is_ok_and(|depth| depth.ready > 0))
         .await;
 }
+
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_ends_under_an_alarm_is_charged() {
+    let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let (wedged, other) = (handle(&url(&server, "alarm")).await, handle(&patient(&server)).await);
+    wedged.publish(vec![job("a")]).await.unwrap();
+    until("it is counted", async || depth(&wedged).await.ready == 1).await;
+    alarm(&server).await;
+    let held = take_one(&wedged).await;
+    // Nobody extends it, and it cannot be published again.
+    let again = take_one(&other).await;
+    assert_eq!((again.job.id.as_str(), again.attempt), ("a", 2));
+    drop(held);
+    other.settle(&[again.ack()]).await.unwrap();
+    set_watermark(&server, DEFAULT);
+}

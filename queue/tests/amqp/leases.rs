@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{Behavior, OpenOptions, QueueUrl, Results, open};
+use ebb_queue::{
+    Behavior, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Results, Settled, Timestamp, open,
+};
 use ebb_servers::RabbitMq;
-use tokio::time::{Instant, sleep};
+use lapin::options::QueueDeleteOptions;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{LONG, depth, handle, job, on_shared, take, take_one, until, url};
+use crate::{LONG, answered, depth, handle, job, on_shared, plain, take, take_one, until, url};
 
 /// A queue of this name, where no lease ends meanwhile, however slow the machine is.
 fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
@@ -203,5 +206,71 @@ fn a_job_with_the_name_of_one_whose_result_is_gone_is_run() {
         let next = take_one(&first).await;
         assert_eq!((next.job.id.as_str(), next.attempt), ("a", 1));
         first.settle(&[next.ack()]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_job_with_the_name_of_one_whose_result_is_gone_is_run_however_late_that_was_acknowledged() {
+    on_shared(async |server| {
+        let ttl = Duration::from_secs(6);
+        let behavior = Behavior { result_ttl: ttl, ..Behavior::default() };
+        let results: Queue = Arc::new(MemoryQueue::new(&behavior, OpenOptions::default()));
+        let options = OpenOptions {
+            connect_timeout: LONG,
+            results: Some(Results(results.clone())),
+            ..OpenOptions::default()
+        };
+        let first = open(&url(server, "late-namesakes"), options).await.unwrap();
+        let other = handle(&patient(server, "late-namesakes")).await;
+        first.publish(vec![job("a")]).await.unwrap();
+        let late = take_one(&first).await;
+        let (content_type, body) = ("text/plain".to_owned(), "done".into());
+        let outcome = Outcome::Completed { content_type, body };
+        let (id, finished_at) = (late.job.id.clone(), Timestamp::now());
+        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+        results.put(&result).await.unwrap();
+        let stored_at = Instant::now();
+        // It stands still, its lease ends, and another is as quick.
+        let again = take_one(&other).await;
+        other.settle(&[again.ack()]).await.unwrap();
+        sleep_until(stored_at + ttl - Duration::from_secs(2)).await;
+        assert_eq!(first.settle(&[late.ack()]).await.unwrap(), [ebb_queue::Settled::Lost]);
+        sleep_until(stored_at + ttl).await;
+        until("its result is gone", async || results.get(&result.id).await.unwrap().is_none())
+            .await;
+        other.publish(vec![job("a")]).await.unwrap();
+        let next = first.receive(NonZeroUsize::MIN, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(next.len(), 1, "it is taken for the one before");
+        first
+            .settle(&next.into_iter().map(ebb_queue::Delivery::ack).collect::<Vec<_>>())
+            .await
+            .unwrap();
+    });
+}
+
+#[test]
+fn who_is_told_no_more_of_what_it_fetches_ahead_holds_none_of_it() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "told-no-more")).await;
+        let mut jobs: Vec<_> = (0..200).map(|n| job(&n.to_string())).collect();
+        jobs.iter_mut().for_each(|job| job.set("ebb-priority", "high").unwrap());
+        queue.publish(jobs).await.unwrap();
+        // In a hurry and with much to come, it fetches ahead.
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.extend(take(&queue, 4).await);
+        }
+        let receipts: Vec<_> = held.iter().map(|one| one.receipt().clone()).collect();
+        assert_eq!(queue.extend(&receipts).await.unwrap(), vec![Settled::Held; receipts.len()]);
+        // The broker tells so of a queue that is gone, and where somebody holds a job for too long.
+        let (_connection, channel) = plain(server).await;
+        let (name, options) = ("ebb:told-no-more:high".into(), QueueDeleteOptions::default());
+        channel.queue_delete(name, options).await.unwrap();
+        until("its session is given up", async || {
+            let told = answered(async || queue.extend(&receipts).await).await;
+            told.iter().all(|one| *one == Settled::Lost)
+        })
+        .await;
+        assert_eq!(queue.link().n_losses(), 1);
     });
 }

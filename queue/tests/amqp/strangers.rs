@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use ebb_queue::{ErrorKind, JobResult, Outcome, Queue, Timestamp};
 use futures::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
-use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions,
+    ConfirmSelectOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use tokio::time::Instant;
@@ -69,6 +71,26 @@ fn a_header_that_does_not_parse_makes_a_dead_letter_with_the_reason_and_the_body
         let letter = queue.show(&"bad".parse().unwrap()).await.unwrap().unwrap();
         assert!(letter.reason.contains("ebb-priority"), "{}", letter.reason);
         assert_eq!(letter.job.body.as_ref(), b"body");
+    });
+}
+
+#[test]
+fn a_count_of_failures_that_came_with_a_job_is_not_charged_when_it_is_given_back() {
+    on_shared(async |server| {
+        let queue = handle(&url(server, "counted-before")).await;
+        let (_connection, channel) = plain(server).await;
+        let mut headers = FieldTable::default();
+        headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(7));
+        let properties = BasicProperties::default().with_headers(headers);
+        send(&channel, ("ebb", "counted-before"), properties, "body").await;
+        let options = BasicGetOptions::default();
+        let got = channel.basic_get("counted-before".into(), options).await.unwrap();
+        let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        got.expect("it is there").delivery.nack(back).await.unwrap();
+        let delivery = take_one(&queue).await;
+        // As once before, at most: the broker does not always say that nothing failed.
+        assert_eq!(delivery.attempt, 2);
+        settle(&queue, delivery.ack()).await;
     });
 }
 

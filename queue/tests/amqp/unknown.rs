@@ -1,17 +1,22 @@
 //! What a broker says where it does not know, and what others may not have heard.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
-use ebb_queue::{ErrorKind, Phase, QueueUrl, Result, Timestamp, WorkerStatus};
-use ebb_servers::RabbitMq;
+use ebb_queue::memory::MemoryQueue;
+use ebb_queue::{
+    Behavior, Cancelled, ErrorKind, OpenOptions, Phase, Queue, QueueUrl, Result, Results, Settled,
+    Timestamp, WorkerStatus, open,
+};
+use ebb_servers::{RabbitMq, RabbitMqOptions};
 use futures::TryStreamExt;
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::{depth, handle, job, on_shared, plain, take_one, until, url};
+use crate::{LONG, depth, handle, job, on_shared, plain, take_one, until, url};
 
 /// Holds the leader of a queue as it is (`suspend`), or lets it go on (`resume`).
 fn lead(server: &RabbitMq, queue: &str, verb: &str) {
@@ -142,4 +147,127 @@ fn what_is_held_is_told_again_where_the_exchange_that_it_is_told_by_was_deleted(
         until("its report is heard", is_listed).await;
         first.settle(&[held.ack()]).await.unwrap();
     });
+}
+
+#[test]
+fn a_cancellation_that_nobody_can_be_told_of_is_stored_and_costs_no_connection() {
+    on_shared(async |server| {
+        let results = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        let results = Some(Results(Arc::new(results)));
+        let options = OpenOptions { connect_timeout: LONG, results, ..OpenOptions::default() };
+        let queue = open(&patient(server, "untold"), options).await.unwrap();
+        queue.publish(["a", "b"].map(job).to_vec()).await.unwrap();
+        let held = take_one(&queue).await;
+        let (_connection, channel) = plain(server).await;
+        let (name, options) = ("ebb:untold:status".into(), ExchangeDeleteOptions::default());
+        channel.exchange_delete(name, options).await.unwrap();
+        assert_eq!(queue.cancel(&"b".parse().unwrap()).await.unwrap(), Cancelled::Marked);
+        // The broker would have closed the channel by then, as it answers to this behind it.
+        queue.publish(vec![job("c")]).await.unwrap();
+        assert_eq!(take_one(&queue).await.job.id.as_str(), "c", "what is cancelled does not run");
+        assert_eq!(queue.settle(&[held.ack()]).await.unwrap(), [Settled::Held]);
+        assert_eq!(queue.link().n_losses(), 0, "its connection was lost, and what it held");
+    });
+}
+
+#[test]
+fn who_publishes_to_a_queue_with_max_ready_is_not_refused_for_one_leader_that_does_not_answer() {
+    on_shared(async |server| {
+        let mut url = patient(server, "bounded");
+        url.behavior.max_ready = Some(3);
+        let queue = handle(&url).await;
+        queue.publish(vec![job("a")]).await.unwrap();
+        lead(server, "ebb:bounded:delay-10", "suspend");
+        let stored = queue.publish(vec![job("b")]).await;
+        // What is known counts.
+        let refused = queue.publish(["c", "d"].map(job).to_vec()).await;
+        lead(server, "ebb:bounded:delay-10", "resume");
+        stored.unwrap();
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Full);
+        until("both are counted", async || depth(&queue).await.ready == 2).await;
+    });
+}
+
+/// All levels of delay of a queue, with a job in the highest.
+async fn all_levels(queue: &Queue, name: &str) -> Vec<String> {
+    let mut late = job("late");
+    late.set("ebb-delay", "70d").unwrap();
+    queue.publish(vec![late]).await.unwrap();
+    assert_eq!(depth(queue).await.delayed, 1);
+    (0..26).map(|level| format!("ebb:{name}:delay-{level}")).collect()
+}
+
+/// The same of many at once.
+fn lead_all(server: &RabbitMq, queues: &[String], verb: &str) {
+    let names: Vec<_> = queues.iter().map(|queue| format!("'%2F_{queue}'")).collect();
+    let all = format!("[sys:{verb}(Name) || Name <- [{}]].", names.join(","));
+    server.control(&["eval", &all]).unwrap();
+}
+
+#[test]
+fn who_receives_does_not_wait_for_who_counts_queues_that_do_not_answer() {
+    on_shared(async |server| {
+        let queue = handle(&patient(server, "held-up")).await;
+        let levels = all_levels(&queue, "held-up").await;
+        lead_all(server, &levels, "suspend");
+        let counting = queue.depth();
+        let receiving = async {
+            sleep(Duration::from_millis(200)).await;
+            queue.publish(vec![job("a")]).await.unwrap();
+            let start = Instant::now();
+            let (taken, took) = (take_one(&queue).await, start.elapsed());
+            queue.settle(&[taken.ack()]).await.unwrap();
+            took
+        };
+        let (counted, took) = tokio::join!(counting, receiving);
+        lead_all(server, &levels, "resume");
+        knows_or_says_so(counted.map(|depth| depth.delayed as usize), 1);
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    });
+}
+
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_counts_many_queues_of_which_none_answers_keeps_its_connection() {
+    let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let queue = handle(&patient(&server, "wedged")).await;
+    let mut queues = all_levels(&queue, "wedged").await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let held = take_one(&queue).await;
+    queues.extend(["back", "high", "low", "dead"].map(|part| format!("ebb:wedged:{part}")));
+    queues.push("wedged".to_owned());
+    lead_all(&server, &queues, "suspend");
+    // All of them take nearly as long as our patience lasts, and the server is slow besides.
+    let slow = async {
+        sleep(Duration::from_secs(1)).await;
+        server.pause().unwrap();
+        sleep(Duration::from_secs(4)).await;
+        server.resume().unwrap();
+    };
+    let (counted, ()) = tokio::join!(queue.depth(), slow);
+    lead_all(&server, &queues, "resume");
+    assert_eq!(counted.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(queue.settle(&[held.ack()]).await.unwrap(), [Settled::Held]);
+    assert_eq!(queue.link().n_losses(), 0, "its connection was lost, and what it held");
+}
+
+// What an operator does keeps its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_listens_and_counts_does_not_wait_for_a_broker_that_lets_nobody_bind() {
+    let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
+    let queue = handle(&patient(&server, "unbound")).await;
+    queue.publish(vec![job("a")]).await.unwrap();
+    let held = take_one(&queue).await;
+    let before = depth(&queue).await;
+    assert_eq!(before.in_flight, 1, "{before:?} {:?}", queue.link());
+    // Where bindings are kept, somebody else is at work.
+    let lock = "spawn(fun() -> mnesia:transaction(fun() -> mnesia:lock({table, rabbit_route}, write), \
+                timer:sleep(9000) end) end).";
+    server.control(&["eval", lock]).unwrap();
+    let end = Instant::now() + Duration::from_secs(7);
+    while Instant::now() < end {
+        assert_eq!(queue.depth().await.unwrap().in_flight, 1);
+        sleep(Duration::from_millis(200)).await;
+    }
+    queue.settle(&[held.ack()]).await.unwrap();
 }
