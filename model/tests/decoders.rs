@@ -79,14 +79,16 @@ fn a_pass_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kern
         let told = Arc::clone(&n_told);
         generator.tell_first_runs(FirstRuns::new(move || drop(told.fetch_add(1, Relaxed))));
         let prompts = prompts("tiny-llama");
-        let told = [0, 1].map(|round| {
+        let mut told = |round: u64| {
             let numbers = (100 * round..).zip(&prompts);
             let jobs: Vec<Sequence> = numbers.map(|(key, it)| sequence(key, it)).collect();
+            let before = n_told.load(Relaxed);
             generate(&mut generator, &jobs, 1);
-            n_told.load(Relaxed)
-        });
-        let has_shapes = device != DeviceChoice::Cpu;
-        assert_eq!((told[0] > 0, told[1]), (has_shapes, told[0]), "{device}: {told:?}");
+            n_told.load(Relaxed) - before
+        };
+        assert_eq!(told(0) > 0, device != DeviceChoice::Cpu, "{device}");
+        // How much of a prompt a pass reads goes by the time that passes take; once all have been run.
+        assert!((1..100).any(|round| told(round) == 0), "{device}: there is always a new one");
     }
 }
 
