@@ -93,7 +93,8 @@ fn what_stays_when_a_component_comes_or_goes_is_deleted_by_the_commands_of_the_p
         let with = render("with", &[others, &[&component]].concat());
         let without = match component.as_str() {
             "nats" => render("without", others),
-            "rabbitmq" | "redis" => render("without", &["nats"]),
+            "rabbitmq" => render("without", &["redis"]),
+            "redis" => render("without", &["nats"]),
             _ => render("without", others),
         };
         for (word, leaves, stays) in [("goes", &with, &without), ("comes", &without, &with)] {
