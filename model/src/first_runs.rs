@@ -72,7 +72,9 @@ mod tests {
         let n_told = Arc::clone(&told);
         let mut shapes = KnownShapes::default();
         shapes.run([[1, 16, 0]]);
-        shapes.tell(FirstRuns::new(move || drop(n_told.fetch_add(1, Relaxed))));
+        shapes.tell(FirstRuns::new(move || {
+            n_told.fetch_add(1, Relaxed);
+        }));
         for (more, expected) in [([1, 16, 0], 0), ([2, 16, 0], 1), ([2, 16, 0], 1), ([2, 24, 0], 2)]
         {
             shapes.run([more, [1, 16, 0]]);

@@ -77,7 +77,9 @@ fn a_pass_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kern
         generator.warm_up().expect("the device is sound");
         let n_told = Arc::new(AtomicUsize::new(0));
         let told = Arc::clone(&n_told);
-        generator.tell_first_runs(FirstRuns::new(move || drop(told.fetch_add(1, Relaxed))));
+        generator.tell_first_runs(FirstRuns::new(move || {
+            told.fetch_add(1, Relaxed);
+        }));
         let prompts = prompts("tiny-llama");
         let mut told = |round: u64| {
             let numbers = (100 * round..).zip(&prompts);

@@ -238,7 +238,9 @@ fn spoil(weights: &Path, word: usize) {
 fn first_runs<M: Model>(mut model: M, batches: [&[M::Input]; 2]) -> [usize; 3] {
     let n_told = Arc::new(AtomicUsize::new(0));
     let told = Arc::clone(&n_told);
-    model.tell_first_runs(FirstRuns::new(move || drop(told.fetch_add(1, Relaxed))));
+    model.tell_first_runs(FirstRuns::new(move || {
+        told.fetch_add(1, Relaxed);
+    }));
     let [first, second] = batches;
     [first, second, second].map(|batch| {
         infer(&mut model, batch);

@@ -92,7 +92,6 @@ fn what_stays_when_a_component_comes_or_goes_is_deleted_by_the_commands_of_the_p
         };
         let with = render("with", &[others, &[&component]].concat());
         let without = match component.as_str() {
-            "nats" => render("without", others),
             "rabbitmq" => render("without", &["redis"]),
             "redis" => render("without", &["nats"]),
             _ => render("without", others),
