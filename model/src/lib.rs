@@ -14,6 +14,7 @@ mod checkpoint;
 mod device;
 pub mod echo;
 mod error;
+mod first_runs;
 mod json;
 mod mapped;
 mod named;
@@ -30,6 +31,7 @@ pub use device::{DeviceChoice, DeviceError, Dtype, keep_kernels};
 #[cfg(feature = "cpu")]
 pub use device::{Opened, use_threads};
 pub use error::{InferError, InferErrorKind, ItemError, LoadError};
+pub use first_runs::FirstRuns;
 
 /// How the rows of a batch lie on a device, and so which belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,6 +65,10 @@ pub trait Model: 'static {
     fn layout(&self) -> Layout {
         Layout::Padded
     }
+
+    /// From now on tells `first_runs` of each batch with work of a shape that was not run before, where
+    /// a shape has kernels of its own: they are compiled and tuned then, for minutes.
+    fn tell_first_runs(&mut self, _first_runs: FirstRuns) {}
 
     /// Runs one batch.
     fn infer(

@@ -5,10 +5,11 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use ebb_model::causal::{Ended, Generator, Sampling, Sequence};
-use ebb_model::{DeviceChoice, Model};
+use ebb_model::{DeviceChoice, FirstRuns, Model};
 use serde_json::Value;
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
@@ -67,6 +68,30 @@ fn generate(generator: &mut Generator, jobs: &[Sequence], at_once: usize) -> Vec
         running = next;
     }
     made
+}
+
+#[test]
+fn a_pass_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kernels() {
+    for device in DEVICES {
+        let mut generator = Generator::load(&data("tiny-llama"), device).expect("it loads");
+        generator.warm_up().expect("the device is sound");
+        let n_told = Arc::new(AtomicUsize::new(0));
+        let told = Arc::clone(&n_told);
+        generator.tell_first_runs(FirstRuns::new(move || {
+            told.fetch_add(1, Relaxed);
+        }));
+        let prompts = prompts("tiny-llama");
+        let mut told = |round: u64| {
+            let numbers = (100 * round..).zip(&prompts);
+            let jobs: Vec<Sequence> = numbers.map(|(key, it)| sequence(key, it)).collect();
+            let before = n_told.load(Relaxed);
+            generate(&mut generator, &jobs, 1);
+            n_told.load(Relaxed) - before
+        };
+        assert_eq!(told(0) > 0, device != DeviceChoice::Cpu, "{device}");
+        // How much of a prompt a pass reads goes by the time that passes take; once all have been run.
+        assert!((1..100).any(|round| told(round) == 0), "{device}: there is always a new one");
+    }
 }
 
 #[test]

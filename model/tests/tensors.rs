@@ -6,9 +6,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use ebb_model::bert::{Classifier, Encoder, Pieces, Tagger, Tokenizer, Tokens, Warmer};
-use ebb_model::{DeviceChoice, Dtype, InferError, InferErrorKind, Model};
+use ebb_model::{DeviceChoice, Dtype, FirstRuns, InferError, InferErrorKind, Model};
 use serde_json::json;
 
 /// Largest difference per number in f32: the order of the sums is another, nothing else.
@@ -229,6 +231,41 @@ fn spoil(weights: &Path, word: usize) {
     let row = 8 + n_header + start + word * width * 4;
     bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(weights, bytes).unwrap();
+}
+
+/// How often a model tells that it runs a shape for the first time: of three batches, the last two of
+/// which are the same.
+fn first_runs<M: Model>(mut model: M, batches: [&[M::Input]; 2]) -> [usize; 3] {
+    let n_told = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&n_told);
+    model.tell_first_runs(FirstRuns::new(move || {
+        told.fetch_add(1, Relaxed);
+    }));
+    let [first, second] = batches;
+    [first, second, second].map(|batch| {
+        infer(&mut model, batch);
+        n_told.load(Relaxed)
+    })
+}
+
+#[test]
+fn a_batch_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kernels() {
+    for (device, expected) in [(DeviceChoice::Cpu, [0, 0, 0]), (tensors(Dtype::F32), [0, 1, 1])] {
+        let tokenizer = Tokenizer::load(&data("tiny-bert")).unwrap();
+        let long = batch(|text| tokenizer.tokenize(text).unwrap());
+        // Of 8 tokens, as the self-test has one.
+        let short = [vec![tokenizer.tokenize("the pump turns").unwrap()]];
+        let mut model = Encoder::load(&data("tiny-bert"), device).unwrap();
+        model.warm_up().unwrap();
+        assert_eq!(first_runs(model, [&short, &long]), expected, "an encoder on {device}");
+
+        let tokenizer = Tokenizer::load(&data("tiny-classes-bert")).unwrap();
+        let pieces = |text: &str| vec![tokenizer.tokenize(text).unwrap()];
+        let (short, long) = ([pieces("the")], [pieces(&WORDS.repeat(4)), pieces("pump")]);
+        let mut model = Classifier::load(&data("tiny-classes-bert"), device).unwrap();
+        model.warm_up().unwrap();
+        assert_eq!(first_runs(model, [&short, &long]), expected, "a classifier on {device}");
+    }
 }
 
 #[test]

@@ -27,10 +27,7 @@ const OF_PROMETHEUS: [&str; 1] = ["up"];
 /// Metrics of ours that a worker, a split, a gateway and a scaler without trouble, GPU and TLS do not
 /// show, and why.
 /// That they exist and what they are called is compared by the tests of their crates.
-const NOT_SHOWN: [(&str, &str); 24] = [
-    ("worker_jobs_shed_total", "needs a job that comes too late"),
-    ("worker_batches_failed_total", "needs a batch that fails"),
-    ("worker_device_failed_seconds_total", "needs a batch that fails"),
+const NOT_SHOWN: [(&str, &str); 21] = [
     ("worker_gpu_memory_used_bytes", "needs a GPU"),
     ("worker_gpu_memory_total_bytes", "needs a GPU"),
     ("worker_gpu_utilization_ratio", "needs a GPU"),
@@ -390,6 +387,65 @@ fn every_alert_fires_when_it_should_and_is_silent_when_it_should_be() {
     promtool(test, folder.folder(), &["test", "rules", "alerts.yaml"]);
 }
 
+/// The query of a panel, named by its title, and by that of its row where several have the same.
+fn query(dashboard: &Value, check: &Value) -> String {
+    let (mut row, mut found) = ("", None);
+    for panel in list(&dashboard["panels"]) {
+        let title = text(&panel["title"]);
+        match panel["type"] == "row" {
+            true => row = title,
+            false if check["panel"] == title && check["of"].as_str().is_none_or(|of| of == row) => {
+                found = found.or(Some(panel));
+            }
+            false => {}
+        }
+    }
+    let panel = found.unwrap_or_else(|| panic!("there is no panel of {check}"));
+    let nth = check["nth"].as_u64().unwrap_or(0) as usize;
+    substituted(text(&panel["targets"][nth]["expr"]))
+}
+
+#[test]
+fn panels_show_what_workers_and_gateways_did() {
+    let folder = Workplace::new();
+    let mut page = yaml("tests/promtool/panels.yaml");
+    let dashboard = dashboard();
+    let tests = page["tests"].as_array_mut().unwrap().iter_mut();
+    for check in tests.flat_map(|test| test["promql_expr_test"].as_array_mut().unwrap()) {
+        let expression = query(&dashboard, check);
+        let check = check.as_object_mut().unwrap();
+        check.retain(|key, _| !["panel", "nth", "of"].contains(&key.as_str()));
+        check.insert("expr".into(), expression.into());
+    }
+    // What is JSON is YAML.
+    std::fs::write(folder.path("panels.yaml"), page.to_string()).unwrap();
+    let test = "panels_show_what_workers_and_gateways_did";
+    promtool(test, folder.folder(), &["test", "rules", "panels.yaml"]);
+}
+
+#[test]
+fn what_is_summed_over_workers_counts_those_that_ended_in_its_span() {
+    let dashboard = dashboard();
+    let of_panels = panels(&dashboard).into_iter().flat_map(|(title, panel)| {
+        let targets = list(&panel["targets"]).iter();
+        targets.map(move |target| (title.to_owned(), text(&target["expr"]).to_owned()))
+    });
+    let of_rules = rules().into_iter().map(|rule| {
+        let name = rule["alert"].as_str().or(rule["record"].as_str()).unwrap().to_owned();
+        (name, text(&rule["expr"]).to_owned())
+    });
+    let span = Regex::new(r"(rate|increase)\(worker_").unwrap();
+    let now = Regex::new(r"group_left\s*\(queue\)\s*worker_info").unwrap();
+    let broken = of_panels.chain(of_rules).filter(|(_, expression)| {
+        // An average is one over those that are there: who ended would count as idle.
+        span.is_match(expression) && now.is_match(expression) && !expression.starts_with("avg")
+    });
+    assert_none(
+        "it joins with the workers of its span",
+        broken.map(|(name, expression)| format!("{name}: {expression}")),
+    );
+}
+
 #[test]
 fn every_alert_says_what_it_means_and_has_a_section_in_the_runbooks() {
     let runbooks = read("docs/runbooks.md");
@@ -481,6 +537,44 @@ fn the_monitors_find_the_pods_and_ports_of_the_manifests() {
     assert!(service.is_some(), "a Service with the labels and the port of the ServiceMonitor");
     let scraped = scraped(&objects);
     assert!(scraped.contains("ebb-worker"), "{scraped:?}");
+}
+
+#[test]
+fn a_plain_prometheus_gets_the_labels_that_the_operator_would_add() {
+    let folder = Workplace::new();
+    let page = read("docs/install.md");
+    let mut blocks = page.split("```yaml\n").filter_map(|rest| rest.split("```").next());
+    let block = blocks.find(|block| block.contains("relabel_configs")).expect("the guide has it");
+    // Debian builds it without a way to ask Kubernetes.
+    let static_block = block
+        .replace("kubernetes_sd_configs:\n      - role: pod", "static_configs: [{targets: []}]");
+    assert_ne!(static_block, block);
+    std::fs::write(folder.path("prometheus.yaml"), static_block).unwrap();
+    let test = "a_plain_prometheus_gets_the_labels_that_the_operator_would_add";
+    promtool(test, folder.folder(), &["check", "config", "prometheus.yaml"]);
+
+    let config: Value = serde_saphyr::from_str(block).unwrap();
+    let steps = list(&config["scrape_configs"][0]["relabel_configs"]);
+    let target = |step: &Value| step["target_label"].as_str().map(str::to_owned);
+    let labels: BTreeSet<String> = steps.iter().filter_map(target).collect();
+    assert_eq!(labels, ["job", "namespace", "pod"].map(str::to_owned).into());
+    let monitor = yaml("deploy/observability/worker.yaml");
+    let of_pods = list(&monitor["spec"]["selector"]["matchExpressions"][0]["values"]);
+    let kept = Regex::new(&format!("^(?:{})$", text(&steps[0]["regex"]))).unwrap();
+    for name in of_pods.iter().map(text).chain(["ebb-scaler"]) {
+        assert!(kept.is_match(&format!("{name};http")), "{name}");
+    }
+    assert!(!kept.is_match("ebb-scaler;grpc") && !kept.is_match("nats;http"));
+}
+
+#[test]
+fn the_guide_names_what_decides_which_monitors_and_rules_prometheus_takes() {
+    let page = read("docs/install.md");
+    for of in ["serviceMonitor", "podMonitor", "rule"] {
+        for by in ["NamespaceSelector", "Selector"] {
+            assert!(page.contains(&format!("`{of}{by}`")), "{of}{by}");
+        }
+    }
 }
 
 /// The Deployments whose pods the PodMonitor finds, and asks at a port that they have.

@@ -140,7 +140,7 @@ pub struct WorkerArgs {
     pub retry_cap: Duration,
 
     /// A batch that takes longer means that the device is wedged: its jobs go to other workers, and
-    /// /livez fails
+    /// /livez fails. The first of a shape may take 10m where kernels are tuned by shape
     #[arg(long, value_name = "TIME", env = "EBB_STALL", default_value = "60s")]
     #[arg(value_parser = time)]
     pub stall: Duration,

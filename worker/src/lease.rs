@@ -349,6 +349,11 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(30);
 
+    /// A batch that begins now.
+    fn running() -> Running {
+        Running { since: Instant::now(), size: Size::ONE, lane: 0, is_first: false }
+    }
+
     async fn one_delivery() -> (MemoryQueue, Delivery) {
         let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
         let worker = "worker".to_owned();
@@ -393,7 +398,7 @@ mod tests {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
-        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0 };
+        let batch = running();
         let load = Board::new(Load { running: Some(batch), ..Load::default() });
         let health = Health::new();
         keep(&queue, &leases, &load, &health, Duration::from_secs(59)).await;
@@ -412,12 +417,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_batch_of_a_new_shape_may_take_as_long_as_a_first_start_and_no_longer() {
+        let (queue, delivery) = one_delivery().await;
+        let leases = Leases::new(LEASE, Arc::default());
+        let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
+        let batch = Running { is_first: true, ..running() };
+        let load = Board::new(Load { running: Some(batch), ..Load::default() });
+        let health = Health::new();
+        keep(&queue, &leases, &load, &health, Duration::from_secs(590)).await;
+        assert!(health.live().is_ok() && loan.may_live(Instant::now()));
+        keep(&queue, &leases, &load, &health, Duration::from_secs(60)).await;
+        let why = health.live().unwrap_err();
+        assert!(why.contains("no batch has ended for 600 s"), "{why}");
+        assert!(!loan.may_live(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_job_that_is_past_a_wedged_device_keeps_its_lease() {
         let (queue, delivery) = one_delivery().await;
         let leases = Leases::new(LEASE, Arc::default());
         let loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
         loan.leave_device();
-        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0 };
+        let batch = running();
         let load = Board::new(Load { running: Some(batch), ..Load::default() });
         let health = Health::new();
         keep(&queue, &leases, &load, &health, 10 * LEASE).await;
@@ -433,7 +454,7 @@ mod tests {
         let hanging = Faulty::new(Arc::new(queue), Faults { delay, ..Faults::NONE }, 7);
         let leases = Leases::new(LEASE, Arc::default());
         let _loan = leases.hold(delivery.receipt().clone(), Instant::now(), None);
-        let batch = Running { since: Instant::now(), size: Size::ONE, lane: 0 };
+        let batch = running();
         let load = Board::new(Load { running: Some(batch), ..Load::default() });
         let health = Health::new();
         keep(&hanging, &leases, &load, &health, Duration::from_secs(65)).await;

@@ -9,8 +9,10 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
+use crate::batcher::Closed;
 use crate::codec::{Answer, Spent};
-use crate::shared::lock;
+use crate::outcome::{NO_MODEL, OUTCOMES};
+use crate::shared::{EXPIRED, TOO_LATE, lock};
 use crate::stages::{self, Stages};
 
 /// The counters of a worker; clones share them.
@@ -155,6 +157,30 @@ impl Metrics {
     pub fn with_tenants(self, most: usize) -> Self {
         lock(&self.tenants).most = most;
         self
+    }
+
+    /// Shows what counts by this model with 0, so that its first count is seen as one that came: who
+    /// asks for a rate knows of nothing before the first look.
+    pub(crate) fn show(&self, model: &str) {
+        for outcome in OUTCOMES {
+            self.jobs.with_label_values(&[outcome, model]);
+        }
+        for reason in [EXPIRED, TOO_LATE] {
+            self.shed.with_label_values(&[model, reason]);
+        }
+        if model == NO_MODEL {
+            return;
+        }
+        for closed in [Closed::Full, Closed::Free, Closed::Waited] {
+            self.batches.with_label_values(&[model, closed.word()]);
+        }
+        self.batches_failed.with_label_values(&[model]);
+        self.failed_seconds.with_label_values(&[model]);
+        let of_batches =
+            [&self.batch_items, &self.batch_fill, &self.batch_padding, &self.batch_wait];
+        for histogram in of_batches.into_iter().chain([&self.infer]) {
+            histogram.with_label_values(&[model]);
+        }
     }
 
     /// Counts what the device did for an answer.
@@ -338,6 +364,34 @@ mod tests {
         assert!(names.contains(&"worker_cold_start_seconds".to_owned()), "{names:?}");
         assert!(names.iter().all(|name| name.starts_with("worker_")), "{names:?}");
         assert!(Metrics::registered(&registry).is_err());
+    }
+
+    #[test]
+    fn the_first_job_of_a_model_is_seen_to_rise_from_zero() {
+        let registry = Registry::new();
+        let metrics = Metrics::registered(&registry).unwrap();
+        metrics.show("mini");
+        metrics.show(NO_MODEL);
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let has = |line: String| text.lines().any(|told| told == line);
+        for outcome in ["completed", "rejected", "retried", "released", "cancelled", "lost"] {
+            for model in ["mini", "none"] {
+                let labels = format!("{{model=\"{model}\",outcome=\"{outcome}\"}}");
+                assert!(has(format!("worker_jobs_total{labels} 0")), "{labels}: {text}");
+            }
+        }
+        for of_model in [
+            "jobs_shed_total{model=\"mini\",reason=\"too_late\"}",
+            "jobs_shed_total{model=\"none\",reason=\"expired\"}",
+            "batches_total{closed=\"waited\",model=\"mini\"}",
+            "batches_failed_total{model=\"mini\"}",
+            "device_failed_seconds_total{model=\"mini\"}",
+            "infer_seconds_sum{model=\"mini\"}",
+            "batch_items_count{model=\"mini\"}",
+        ] {
+            assert!(has(format!("worker_{of_model} 0")), "{of_model}: {text}");
+        }
+        assert!(!text.contains("worker_batches_failed_total{model=\"none\"}"), "{text}");
     }
 
     #[test]

@@ -31,6 +31,9 @@ const RELEASED: &str = "released";
 pub(crate) const CANCELLED: &str = "cancelled";
 pub(crate) const LOST: &str = "lost";
 
+/// All of them.
+pub(crate) const OUTCOMES: [&str; 6] = [COMPLETED, REJECTED, RETRIED, RELEASED, CANCELLED, LOST];
+
 /// What became of a job, by what was asked and what the broker said.
 pub(crate) fn outcome(settlement: &Settlement, answer: Settled) -> &'static str {
     match (answer, settlement.verdict()) {

@@ -170,6 +170,7 @@ impl Shared {
         let (batch, ahead) =
             (settings.limits.max_items.get(), settings.prefetch.div_ceil(queues.len()));
         let (mut states, mut lanes) = (Vec::new(), Vec::new());
+        metrics.show(NO_MODEL);
         for QueueParts { name, model, broker, results, alerts, models } in queues {
             assert!(!models.is_empty(), "queue {name} has no model");
             let first = lanes.len();
@@ -179,6 +180,7 @@ impl Shared {
                 assert!(way.is_beside(&device), "model {name} is on another device");
                 let max_cost = settings.limits.max_cost.get();
                 metrics.max_cost.with_label_values(&[&name]).set(max_cost as i64);
+                metrics.show(&name);
                 lanes.push(Lane::new(states.len(), name, codec, way, max_cost));
             }
             let (leases, lanes) = (Leases::new(broker.lease(), n_held.clone()), first..lanes.len());

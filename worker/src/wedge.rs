@@ -8,7 +8,8 @@ use tracing::{error, info};
 use crate::board::Board;
 use crate::device::Load;
 
-/// What a model that is loaded again may take, as the probes of the deployment give a first start.
+/// What a model that is loaded again may take, as the probes of the deployment give a first start; and a
+/// batch for which kernels are compiled and tuned, as in such a start.
 const LOAD: Duration = Duration::from_secs(600);
 
 /// From one look to the next at most.
@@ -43,7 +44,10 @@ impl Watch<'_> {
     /// What the device does not get done, and for how long, if it is wedged.
     fn wedge(&self) -> Option<(&'static str, Duration)> {
         let load = self.load.get();
-        let runs = load.running.map(|batch| (batch.since, self.stall, "no batch has ended"));
+        let runs = load.running.map(|batch| {
+            let most = if batch.is_first { self.stall.max(LOAD) } else { self.stall };
+            (batch.since, most, "no batch has ended")
+        });
         let loads = load.loading.map(|since| {
             (since, self.stall.max(LOAD), "a model is being loaded again and not ready")
         });

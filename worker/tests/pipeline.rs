@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebb_model::echo::{Echo, EchoInput};
-use ebb_model::{InferError, ItemError, Model};
+use ebb_model::{FirstRuns, InferError, ItemError, Model};
 use ebb_queue::memory::MemoryQueue;
 use ebb_queue::{
     Backlog, Broker, Clock, DeadLetters, Delivery, Failure, FailureKind, Job, Outcome, Phase,
@@ -24,7 +24,7 @@ use support::{
     Alarmed, answer, echo_answer, echo_job, job, parts, parts_of, pipeline, queue, served,
     settings, until,
 };
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -576,6 +576,55 @@ async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() 
     let summary = worker.await.unwrap().unwrap();
     assert_eq!((summary.completed, summary.failed, summary.lost), (1, 1, 0));
     assert_eq!(queue.get(&echo_job(1).id).await.unwrap().unwrap().attempt, 1);
+}
+
+/// An echo that tunes kernels for its first batch, until the sender is dropped.
+struct Tuner {
+    first_runs: FirstRuns,
+    word: Option<Receiver<()>>,
+}
+
+impl Model for Tuner {
+    type Input = EchoInput;
+    type Output = String;
+
+    fn tell_first_runs(&mut self, first_runs: FirstRuns) {
+        self.first_runs = first_runs;
+    }
+
+    fn infer(&mut self, batch: &[EchoInput]) -> Result<Vec<Result<String, ItemError>>, InferError> {
+        if let Some(mut word) = self.word.take() {
+            self.first_runs.begin();
+            word.blocking_recv();
+        }
+        Echo::new().infer(batch)
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_kernels_are_tuned_is_no_wedge_and_costs_no_lease() {
+    let (queue, clock) = queue(Duration::from_secs(6));
+    let (go, word) = tokio::sync::mpsc::channel(1);
+    let mut word = Some(word);
+    let load = move |_: &mut _| Ok(Tuner { first_runs: FirstRuns::default(), word: word.take() });
+    let settings = Settings { stall: Duration::from_millis(500), ..until_empty() };
+    let parts = parts(&Arc::new(queue.clone()), &clock, Device::thread(load).unwrap(), settings);
+    let health = parts.health.clone();
+    queue.publish((0..2).map(echo_job).collect()).await.unwrap();
+    let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
+    until(&queue, |depth| depth.in_flight == 2).await;
+    // Longer than another batch may take, and than a lease lasts.
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(7) {
+        assert_eq!((health.live(), queue.depth().await.unwrap().ready), (Ok(()), 0));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(go);
+    let summary = worker.await.unwrap().unwrap();
+    assert_eq!((summary.completed, summary.lost), (2, 0));
+    for number in 0..2 {
+        assert_eq!(queue.get(&echo_job(number).id).await.unwrap().unwrap().attempt, 1);
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::shapes::{self, Shape};
 use super::weights::{Embeddings, Reader};
 use crate::device::{Opened, guarded};
 use crate::probe::Probe;
-use crate::{InferError, ItemError, Layout, LoadError};
+use crate::{FirstRuns, InferError, ItemError, Layout, LoadError};
 
 /// Tokens that the processor runs at once; more would only make the buffers larger.
 const MAX_TOKENS_AT_ONCE: usize = 8192;
@@ -92,6 +92,13 @@ impl Body {
             Way::SideBySide(_) => Layout::Padded,
             #[cfg(feature = "cuda")]
             Way::Cuda(_) => Layout::Packed,
+        }
+    }
+
+    /// Who is told of batches with a shape that was not run before.
+    pub(crate) fn tell_first_runs(&mut self, first_runs: FirstRuns) {
+        if let Way::SideBySide(graph) = &mut self.way {
+            graph.shapes.tell(first_runs);
         }
     }
 
@@ -250,6 +257,7 @@ fn side_by_side(
 ) -> Result<Vec<Vec<f32>>, InferError> {
     let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
     let parts = shapes::plan(&lengths, longest);
+    graph.shapes.run(parts.iter().map(|part| [part.shape.rows, part.shape.length, 0]));
     let start = |part: &shapes::Part| {
         let own: Vec<&Tokens> = part.texts.iter().map(|place| texts[*place]).collect();
         graph.start(&own, part, pick)

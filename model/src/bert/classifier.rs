@@ -6,7 +6,7 @@ use super::body::Body;
 use super::head::SequenceHead;
 use super::pool::Pick;
 use super::{Settings, Source, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
+use crate::{DeviceChoice, FirstRuns, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// What a classifier found of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +69,10 @@ impl Model for Classifier {
 
     fn layout(&self) -> Layout {
         self.body.layout()
+    }
+
+    fn tell_first_runs(&mut self, first_runs: FirstRuns) {
+        self.body.tell_first_runs(first_runs);
     }
 
     fn infer(

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::body::Body;
 use super::projection::{Projected, Projection};
 use super::{Settings, Source, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
+use crate::{DeviceChoice, FirstRuns, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// The vector of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +87,10 @@ impl Model for Encoder {
 
     fn layout(&self) -> Layout {
         self.body.layout()
+    }
+
+    fn tell_first_runs(&mut self, first_runs: FirstRuns) {
+        self.body.tell_first_runs(first_runs);
     }
 
     fn infer(

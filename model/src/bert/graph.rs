@@ -15,6 +15,7 @@ use super::pool::Pick;
 use super::shapes::{Part, Shape};
 use super::weights::{Dense, Embeddings, Layer, Reader};
 use crate::device::{Opened, Upload, failure};
+use crate::first_runs::KnownShapes;
 use crate::{InferError, LoadError};
 
 /// Added to the score of a place that pads: its share of a softmax becomes zero.
@@ -34,6 +35,7 @@ pub(crate) struct Graph {
     types: Option<Tensor<2>>,
     norm: Normed,
     layers: Vec<Block>,
+    pub(super) shapes: KnownShapes,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl Graph {
             embeddings,
             device,
             dtype,
+            shapes: KnownShapes::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use super::linear::Linear;
 use super::pool::Pick;
 use super::task::softmax;
 use super::{Piece, Pieces, Settings, Source, Task, Tokens};
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
+use crate::{DeviceChoice, FirstRuns, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// A token of a text with its label.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,6 +101,10 @@ impl Model for Tagger {
 
     fn layout(&self) -> Layout {
         self.body.layout()
+    }
+
+    fn tell_first_runs(&mut self, first_runs: FirstRuns) {
+        self.body.tell_first_runs(first_runs);
     }
 
     fn infer(

@@ -10,7 +10,7 @@ use super::graph::Graph;
 use super::packed::Packed;
 use super::{Sequence, Source, Turn, room};
 use crate::probe::Probe;
-use crate::{DeviceChoice, InferError, ItemError, Layout, LoadError, Model, Opened};
+use crate::{DeviceChoice, FirstRuns, InferError, ItemError, Layout, LoadError, Model, Opened};
 
 /// How long a turn lasts where nothing else is said: what is generated in it is seen at its end, and
 /// whoever comes during it waits for it.
@@ -234,6 +234,12 @@ impl Model for Generator {
 
     fn layout(&self) -> Layout {
         Layout::Packed
+    }
+
+    fn tell_first_runs(&mut self, first_runs: FirstRuns) {
+        if let Way::Graph(engine) = &mut self.way {
+            engine.forward.shapes.tell(first_runs);
+        }
     }
 
     fn infer(&mut self, batch: &[Sequence]) -> Result<Vec<Result<Turn, ItemError>>, InferError> {

@@ -18,6 +18,7 @@ use super::likeliest::{likeliest, read};
 use super::pool::{self, Cache, Pool, Tables};
 use super::weights::{Dense, Layer, Reader};
 use crate::device::{Opened, Upload, guarded};
+use crate::first_runs::KnownShapes;
 use crate::{Dtype, InferError, LoadError};
 
 /// A model's weights on the device, with the keys and values of its sequences.
@@ -33,6 +34,8 @@ pub(crate) struct Graph {
     /// `[hidden, vocabulary]`.
     head: Tensor<2>,
     pool: Pool,
+    /// Of groups, and of passes: how many tokens, and how many of them choose.
+    pub(super) shapes: KnownShapes,
 }
 
 #[derive(Debug)]
@@ -85,7 +88,8 @@ impl Graph {
         let pool = Pool::new(device.clone(), dtype, width, config.layers, tables);
         let angles = Angles::new(config.frequencies(), &device);
         let config = config.clone();
-        Ok(Self { device, dtype, config, angles, words, layers, norm, head, pool })
+        let shapes = KnownShapes::default();
+        Ok(Self { device, dtype, config, angles, words, layers, norm, head, pool, shapes })
     }
 
     /// Bytes of keys and values of so many tokens, in numbers of this type.
@@ -168,6 +172,11 @@ impl Graph {
         }
         self.angles.reserve(n_positions, &self.device);
         let pass = Pass::new(feeds, groups, &self.angles, &self.device);
+        let groups =
+            pass.seen.iter().map(|Seen { shape, .. }| [shape.rows, shape.tokens, shape.length]);
+        let n_last = pass.last.as_ref().map_or(0, |last| last.dims()[0]);
+        // No group has no rows.
+        self.shapes.run(groups.chain([[0, pass.tokens.dims()[0], n_last]]));
         let mut x = self.words.clone().select(0, pass.tokens.clone()).cast(DType::F32);
         for n in 0..self.layers.len() {
             x = self.layer(n, x, &pass);

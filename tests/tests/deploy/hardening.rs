@@ -110,6 +110,23 @@ fn of_containers(pods: &Pods<'_>, wrong: &mut impl FnMut(String)) {
     }
 }
 
+/// Whose pods may stand beside a role that patches pods, as docs/security.md tells.
+const NEIGHBOURS: [&str; 3] = ["ebb-worker", "ebb-worker-canary", "ebb-split"];
+
+/// A worker may patch all pods of its namespace: there are none but workers, and their split.
+pub(crate) fn neighbours(all: &[Object]) -> Vec<String> {
+    let patches = |binding: &&Object| {
+        let of = binding.namespace();
+        let role = all.iter().find(|one| one.is("Role", of, binding.text("/roleRef/name")));
+        binding.kind() == "RoleBinding"
+            && role.is_some_and(|role| role.0["rules"].to_string().contains("\"patch\""))
+    };
+    let namespaces: Vec<&str> = all.iter().filter(patches).map(Object::namespace).collect();
+    let beside = pods(all).into_iter().filter(|pods| namespaces.contains(&pods.namespace));
+    let strange = beside.filter(|pods| !NEIGHBOURS.contains(&pods.owner.name()));
+    strange.map(|pods| format!("{}: a worker may patch its pods", pods.owner)).collect()
+}
+
 /// Roles hold what their pods use, and nothing else.
 pub(crate) fn roles(all: &[Object]) -> Vec<String> {
     let worker =

@@ -12,6 +12,7 @@ mod images;
 mod life;
 mod mistakes;
 mod models;
+mod moves;
 mod network;
 mod pods;
 mod program;
@@ -81,6 +82,11 @@ fn pods_are_locked_in_and_roles_are_small() {
     let Some(all) = overlays("pods_are_locked_in_and_roles_are_small") else { return };
     assert_none("pods keep the standard `restricted`", each(all, hardening::hardening));
     assert_none("roles hold what is used", each(all, hardening::roles));
+    assert_none("a worker patches workers", each(all, hardening::neighbours));
+    let page = std::fs::read_to_string(workspace_root().join("docs/security.md")).unwrap();
+    for words in ["with the component `canary` its split", "the `image` of their containers"] {
+        assert!(page.contains(words), "docs/security.md tells what a worker may patch: {words}");
+    }
 }
 
 #[test]
@@ -103,6 +109,7 @@ fn our_programs_know_what_they_are_told_and_answer_what_they_are_asked() {
 fn what_has_to_flow_may_flow_and_nothing_else_may() {
     let Some(all) = overlays("what_has_to_flow_may_flow_and_nothing_else_may") else { return };
     assert_none("policies fit the addresses", each(all, network::network));
+    assert_none("a broker's URLs agree", each(all, network::options));
 }
 
 #[test]

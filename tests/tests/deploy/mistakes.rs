@@ -17,11 +17,13 @@ pub(crate) fn said(objects: &[Object], schemas: &Schemas, programs: &Programs) -
         rules::certificates,
         hardening::hardening,
         hardening::roles,
+        hardening::neighbours,
         life::ports,
         life::threads,
         life::bodies,
         life::patience,
         network::network,
+        network::options,
         models::models,
         models::versions,
         scaling::scaling,
@@ -98,6 +100,7 @@ fn mistakes() -> Vec<Mistake> {
         (WORKER, at("/image"), json!("ebb-wroker:0.1.0"), "no stage makes `ebb-wroker`"),
         // Locks.
         (WORKER, "/spec/template/spec/hostNetwork", json!(true), "has hostNetwork"),
+        (SCALER, "/metadata/namespace", json!("ebb-workers"), "a worker may patch its pods"),
         (WORKER, "/spec/template/spec/securityContext/runAsUser", json!(0), "may run as root"),
         (SCALER, at("/securityContext/readOnlyRootFilesystem"), Value::Null, "is not true"),
         (SCALER, at("/securityContext/capabilities/drop"), json!(["NET_RAW"]), "has capabilities"),
@@ -126,6 +129,12 @@ fn mistakes() -> Vec<Mistake> {
             "/spec/egress/0/ports/0/port",
             json!(4223),
             "nobody connects to port 4223",
+        ),
+        (
+            "NetworkPolicy ebb-workers/worker-to-kubernetes",
+            "/spec/egress/0/ports/2/port",
+            json!(443),
+            "does not reach the Kubernetes API at 8443",
         ),
         (
             "NetworkPolicy ebb-workers/dns",
@@ -227,6 +236,15 @@ fn mistakes_of_a_canary() -> Vec<Mistake> {
             json!("128Mi"),
             "leaves no room beside",
         ),
+        (
+            "ConfigMap ebb-workers/ebb-worker",
+            "/data/EBB_QUEUE",
+            json!(
+                "nats://nats.nats.svc:4222?queue=jobs-stable&replicas=3\
+                 &password_file=/run/secrets/ebb/password"
+            ),
+            "others open the same broker by other options",
+        ),
         (CANARY, "/spec/template/spec/initContainers", Value::Null, "nothing brings"),
         (
             CANARY,
@@ -286,6 +304,12 @@ fn mistakes_of_certificates() -> Vec<Mistake> {
     vec![
         (CLIENT, "/spec/dnsNames", Value::Null, "is the name that is let in"),
         (CLIENT, "/spec/secretName", json!("other"), "is the name that is let in"),
+        (
+            POOL,
+            "/spec/triggers/0/authenticationRef",
+            Value::Null,
+            "shows the scaler no certificate",
+        ),
         (
             SCALER,
             "/spec/template/spec/containers/0/env/3/name",

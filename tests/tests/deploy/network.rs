@@ -1,16 +1,20 @@
 //! What has to flow may flow, and nothing else may.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use e2e::workspace_root;
 use ebb_queue::QueueUrl;
 use serde_json::Value;
 
-use crate::pods::{Pods, list, pods, selects, text};
+use crate::pods::{Container, Pods, list, pods, selects, text};
 use crate::render::Object;
 
 /// Ports that are open without an address of a broker: DNS, the Kubernetes API, HTTPS, OTLP.
-const COMMON: [u64; 5] = [53, 443, 4317, 6443, 9090];
+const COMMON: [u64; 6] = [53, 443, 4317, 6443, 8443, 9090];
+
+/// Where servers of the Kubernetes API listen, behind their Service: those of kubeadm and kind, and
+/// minikube's.
+const KUBERNETES: [u64; 3] = [443, 6443, 8443];
 
 /// Where somebody connects to.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +55,46 @@ fn in_mesh(pods: &Pods<'_>) -> bool {
     pods.labels["sidecar.istio.io/inject"] == "true"
 }
 
+/// The URLs of brokers that a container is given.
+fn given(all: &[Object], pods: &Pods<'_>, container: &Container<'_>) -> Vec<String> {
+    let configured = |name: &str, file: &str| {
+        let config = all.iter().find(|one| one.is("ConfigMap", pods.namespace, name));
+        config.map(|config| urls(config.text(file))).unwrap_or_default()
+    };
+    match (container.image(), text(container.value, "/args/0")) {
+        ("ebb-scaler", _) => configured("ebb-scaler", "/data/scaler.toml"),
+        ("ebb-worker", "gateway") => configured("ebb-gateway", "/data/gateway.toml"),
+        ("ebb-worker" | "ebb-worker-cuda", _) => {
+            let environment = container.environment(pods, all);
+            let named = ["EBB_QUEUE", "EBB_RESULTS"].iter();
+            named.filter_map(|name| environment.get(*name).cloned()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A queue is made by the options of whoever opens it first, and others are refused: of a broker all
+/// have the same.
+pub(crate) fn options(all: &[Object]) -> Vec<String> {
+    let (mut first, mut found) = (BTreeMap::new(), Vec::new());
+    for pods in &pods(all) {
+        for container in pods.containers().iter().filter(|one| !one.first) {
+            for url in given(all, pods, container) {
+                let (broker, options) = url.split_once('?').unwrap_or((&url, ""));
+                let options = options.split('&').filter(|one| !one.starts_with("queue="));
+                let options: BTreeSet<String> = options.map(str::to_owned).collect();
+                let before = first.entry(broker.to_owned()).or_insert_with(|| options.clone());
+                if *before != options {
+                    let owner = pods.owner;
+                    let words = "others open the same broker by other options";
+                    found.push(format!("{owner}: {words} than {options:?}: {before:?}"));
+                }
+            }
+        }
+    }
+    found
+}
+
 /// Who connects where: workers and scalers to their brokers, sidecars to what rules them.
 fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Target)>, Vec<String>) {
     let (mut flows, mut broken) = (Vec::new(), Vec::new());
@@ -60,20 +104,7 @@ fn flows<'a>(all: &[Object], every: &'a [Pods<'a>]) -> (Vec<(&'a Pods<'a>, Targe
             flows.push((pods, Target { service, namespace, port: 15012 }));
         }
         for container in pods.containers().iter().filter(|one| !one.first) {
-            let configured = |name: &str, file: &str| {
-                let config = all.iter().find(|one| one.is("ConfigMap", pods.namespace, name));
-                config.map(|config| urls(config.text(file))).unwrap_or_default()
-            };
-            let urls = match (container.image(), text(container.value, "/args/0")) {
-                ("ebb-scaler", _) => configured("ebb-scaler", "/data/scaler.toml"),
-                ("ebb-worker", "gateway") => configured("ebb-gateway", "/data/gateway.toml"),
-                ("ebb-worker" | "ebb-worker-cuda", _) => {
-                    let environment = container.environment(pods, all);
-                    let named = ["EBB_QUEUE", "EBB_RESULTS"].iter();
-                    named.filter_map(|name| environment.get(*name).cloned()).collect()
-                }
-                _ => Vec::new(),
-            };
+            let urls = given(all, pods, container);
             if urls.is_empty() && container.image().starts_with("ebb-") {
                 broken.push(format!("{}: no broker is named", pods.owner));
             }
@@ -164,6 +195,7 @@ pub(crate) fn network(all: &[Object]) -> Vec<String> {
     found.extend(doors(all, &every, &flows));
     found.extend(every.iter().flat_map(|pods| mesh(all, pods)));
     found.extend(every.iter().flat_map(|pods| names(all, pods)));
+    found.extend(every.iter().flat_map(|pods| kubernetes(all, pods)));
     found.extend(all.iter().flat_map(streams));
     found.extend(all.iter().flat_map(patience));
     found
@@ -186,6 +218,23 @@ fn names(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
         found.push(format!("{}: finds no name by the node's cache", pods.owner));
     }
     found
+}
+
+/// Pods with a token reach the Kubernetes API.
+fn kubernetes(all: &[Object], pods: &Pods<'_>) -> Vec<String> {
+    if pods.spec["automountServiceAccountToken"] == false {
+        return Vec::new();
+    }
+    let reaches = |port: u64| {
+        policies(all, pods, "/spec/egress").any(|rule| {
+            let mut peers = list(rule, "/to").iter();
+            let open = list(rule, "/ports").iter().any(|one| one["port"] == port);
+            open && peers.any(|peer| peer.get("ipBlock").is_some())
+        })
+    };
+    let shut = KUBERNETES.into_iter().filter(|port| !reaches(*port));
+    shut.map(|port| format!("{}: does not reach the Kubernetes API at {port}", pods.owner))
+        .collect()
 }
 
 /// A gateway is reached from namespaces that are named its clients, and from no others.

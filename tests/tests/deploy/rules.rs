@@ -291,6 +291,7 @@ pub(crate) fn certificates(all: &[Object]) -> Vec<String> {
                 found.push(format!("{}: lets in whoever has a certificate", pods.owner));
                 continue;
             };
+            found.extend(uncertified(all));
             let shown = all.iter().filter(|one| one.kind() == "ClusterTriggerAuthentication");
             let shown = shown.flat_map(|one| list(&one.0, "/spec/secretTargetRef"));
             let shown = shown.filter(|one| text(one, "/parameter") == "tlsClientCert");
@@ -305,6 +306,19 @@ pub(crate) fn certificates(all: &[Object]) -> Vec<String> {
         }
     }
     found
+}
+
+/// Triggers by which KEDA would come without a certificate.
+fn uncertified(all: &[Object]) -> Vec<String> {
+    let of_object = |object: &Object| {
+        let triggers = list(&object.0, "/spec/triggers").iter().enumerate();
+        let to_scaler = triggers
+            .filter(|(_, one)| text(one, "/metadata/scalerAddress").starts_with("ebb-scaler."));
+        let without = to_scaler.filter(|(_, one)| one.get("authenticationRef").is_none());
+        let said = |(nth, _)| format!("{object}: trigger {nth} shows the scaler no certificate");
+        without.map(said).collect::<Vec<_>>()
+    };
+    all.iter().flat_map(of_object).collect()
 }
 
 /// Selectors mean pods that are there, and ports are ports of theirs.

@@ -131,6 +131,8 @@ pub(crate) struct Running {
     pub size: Size,
     /// The lane that it came from.
     pub lane: usize,
+    /// Whether some of it is of a shape that was not run before: its kernels are compiled and tuned.
+    pub is_first: bool,
 }
 
 /// What became of a batch that ran; the inputs come back.

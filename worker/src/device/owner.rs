@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use ebb_model::{InferError, InferErrorKind, Layout, Model};
+use ebb_model::{FirstRuns, InferError, InferErrorKind, Layout, Model};
 use tracing::{error, info, warn};
 
 use super::slot::Next;
@@ -33,8 +33,8 @@ pub(super) trait Seat {
     /// How the model lays its batches out, if there is one.
     fn layout(&self) -> Option<Layout>;
 
-    /// Builds a model.
-    fn load(&mut self, phases: &mut Phases) -> Result<(), BuildError>;
+    /// Builds a model, which then says whenever it runs a shape for the first time.
+    fn load(&mut self, phases: &mut Phases, first_runs: FirstRuns) -> Result<(), BuildError>;
 
     /// Drops the model, if there is one.
     fn clear(&mut self);
@@ -68,8 +68,9 @@ where
         self.model.as_ref().map(Model::layout)
     }
 
-    fn load(&mut self, phases: &mut Phases) -> Result<(), BuildError> {
-        self.model = Some((self.build)(phases)?);
+    fn load(&mut self, phases: &mut Phases, first_runs: FirstRuns) -> Result<(), BuildError> {
+        let model = self.model.insert((self.build)(phases)?);
+        model.tell_first_runs(first_runs);
         Ok(())
     }
 
@@ -129,8 +130,8 @@ impl<S: Seat + ?Sized> Owner<S> {
     }
 
     fn load_one(&mut self, seat: usize, phases: &mut Phases) -> Result<(), String> {
-        let seat = &mut self.seats[seat];
-        let built = catch_unwind(AssertUnwindSafe(|| seat.load(phases)));
+        let (seat, first_runs) = (&mut self.seats[seat], first_runs(&self.shared));
+        let built = catch_unwind(AssertUnwindSafe(|| seat.load(phases, first_runs)));
         let built = built.map_err(|panic| format!("panic: {}", words(&*panic)))?;
         built.map_err(|error| with_causes(&*error))
     }
@@ -195,6 +196,18 @@ impl<S: Seat + ?Sized> Owner<S> {
             self.lose(format!("{error} ({PATIENCE} times in a row)"));
         }
     }
+}
+
+/// Whom models tell of shapes that were not run before.
+fn first_runs(shared: &Arc<Shared>) -> FirstRuns {
+    let shared = Arc::clone(shared);
+    FirstRuns::new(move || {
+        shared.slot.load().update(|load| {
+            if let Some(running) = &mut load.running {
+                running.is_first = true;
+            }
+        });
+    })
 }
 
 /// Also when it panics: nobody is to wait for it any more.

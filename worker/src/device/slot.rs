@@ -80,7 +80,7 @@ impl Slot {
         }
         let command = waiting.pop_front()?;
         let Command { size, lane, .. } = command;
-        let running = Some(Running { since: now, size, lane });
+        let running = Some(Running { since: now, size, lane, is_first: false });
         let queued = waiting.len();
         self.load.update(|load| *load = Load { queued, running, loading: None });
         Some(Next::Run(command))
