@@ -9,7 +9,7 @@ use ebb_queue::{Behavior, OpenOptions, QueueUrl, Results, open};
 use ebb_servers::RabbitMq;
 use tokio::time::{Instant, sleep};
 
-use crate::{LONG, brief, depth, handle, job, on_shared, take, take_one, until, url};
+use crate::{LONG, depth, handle, job, on_shared, take, take_one, until, url};
 
 /// A queue of this name, where no lease ends meanwhile, however slow the machine is.
 fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
@@ -21,7 +21,7 @@ fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
 #[test]
 fn a_handle_that_does_not_move_loses_its_jobs() {
     on_shared(async |server| {
-        let wedged = handle(&brief(server, "wedged")).await;
+        let wedged = handle(&crate::brief(server, "wedged")).await;
         let other = handle(&patient(server, "wedged")).await;
         wedged.publish(vec![job("a")]).await.unwrap();
         let held = take_one(&wedged).await;
@@ -189,7 +189,7 @@ fn a_job_with_the_name_of_one_whose_result_is_gone_is_run() {
         let results = MemoryQueue::new(&behavior, OpenOptions::default());
         let results = Some(Results(Arc::new(results)));
         let options = OpenOptions { connect_timeout: LONG, results, ..OpenOptions::default() };
-        let first = open(&brief(server, "namesakes"), options).await.unwrap();
+        let first = open(&crate::brief(server, "namesakes"), options).await.unwrap();
         let other = handle(&url(server, "namesakes")).await;
         first.publish(vec![job("a")]).await.unwrap();
         let late = take_one(&first).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ebb_queue::{ErrorKind, JobResult, Outcome, Queue, Timestamp};
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
 use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -144,7 +144,7 @@ fn who_asked_for_an_answer_is_told_that_there_is_none_with_the_mark_of_the_reque
             let answer = loop {
                 let took = queue.receive(std::num::NonZeroUsize::MIN, SOON).await.unwrap();
                 assert!(took.is_empty(), "it runs: {took:?}");
-                if let Some(answer) = consumer.next().now_or_never() {
+                if let Some(answer) = futures::FutureExt::now_or_never(consumer.next()) {
                     break answer.unwrap().unwrap();
                 }
                 assert!(Instant::now() < end, "nobody answers");
