@@ -194,7 +194,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_taken_is_told_with_its_flag() {
-        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Nobody else takes it once it is free again.
+        let port = ebb_servers::Port::draw().unwrap();
+        let taken = TcpListener::bind(("127.0.0.1", port.number())).await.unwrap();
         let address = taken.local_addr().unwrap();
         let at = || serve_at("--listen", Some(address), Health::new(), Registry::new());
         let told = at().await.unwrap_err().to_string();

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ebb_servers::{Collector, Seen};
+use ebb_servers::{Collector, Port, Seen};
 use ebb_telemetry::{
     KeyValue, NewSpan, Service, Span, SpanKind, TraceArgs, Traces, read_traceparent, traceparent,
 };
@@ -33,9 +33,11 @@ fn span(traces: &Traces, name: &'static str) -> Span {
     traces.begin(|| NewSpan::new(name, SpanKind::Internal))
 }
 
-/// A port of the loopback at which nobody listens.
-fn nobody() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// A port of the loopback at which nobody listens while it is held, and its address.
+fn nobody() -> (Port, std::net::SocketAddr) {
+    let port = Port::draw().unwrap();
+    let address = ([127, 0, 0, 1], port.number()).into();
+    (port, address)
 }
 
 fn named<'a>(spans: &'a [Seen], name: &str) -> &'a Seen {
@@ -101,7 +103,8 @@ async fn what_a_parent_does_not_sample_goes_nowhere_but_names_its_trace_all_the_
 
 #[tokio::test]
 async fn a_collector_that_is_down_delays_nothing_and_loses_only_spans() {
-    let traces = traces(&format!("http://{}", nobody()));
+    let (_port, address) = nobody();
+    let traces = traces(&format!("http://{address}"));
     let (limit, mut fastest) = (Duration::from_secs(2), Duration::MAX);
     // A machine that stalls gets more tries.
     for _ in 0..3 {
@@ -134,7 +137,7 @@ async fn a_collector_that_hangs_holds_the_end_of_the_process_for_two_seconds() {
 
 #[tokio::test]
 async fn a_collector_that_comes_back_gets_what_is_finished_then() {
-    let address = nobody();
+    let (_port, address) = nobody();
     let traces = patient_traces(&format!("http://{address}"));
     // Enough to be sent at once, which fails.
     for _ in 0..600 {

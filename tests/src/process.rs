@@ -138,7 +138,7 @@ impl Process {
     /// Waits for its last words, but not for those of a process that it started and left behind.
     fn hear_out(&self) {
         let heard = || self.readers.iter().all(JoinHandle::is_finished).then_some(());
-        eventually(Duration::from_secs(2), heard);
+        eventually(Duration::from_secs(10), heard);
     }
 
     /// Its process id.
@@ -172,10 +172,13 @@ impl Process {
         self.child.try_wait().expect("a child can be asked").is_none()
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for its last words.
     #[track_caller]
     pub fn ends(&mut self) -> ExitStatus {
-        wait_for("the end of a process", || self.child.try_wait().expect("a child can be asked"))
+        let end = || self.child.try_wait().expect("a child can be asked");
+        let status = wait_for("the end of a process", end);
+        self.hear_out();
+        status
     }
 }
 
@@ -233,6 +236,14 @@ mod tests {
         let ran = ran.failed();
         assert_eq!((ran.stderr.as_str(), ran.status.code()), ("no\n", Some(3)));
         assert_eq!(ran.json()["a"], 1);
+    }
+
+    #[test]
+    fn who_waits_for_the_end_of_a_process_has_its_last_words() {
+        // Another holds the pipe, so that they come when it has ended.
+        let script = "(sleep 1; echo last) & exit 3";
+        let mut process = Process::start(Command::new("sh").args(["-c", script]));
+        assert_eq!((process.ends().code(), process.output().as_str()), (Some(3), "last\n"));
     }
 
     #[test]

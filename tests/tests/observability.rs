@@ -704,7 +704,7 @@ async fn the_page_tells_of_what_the_real_processes_show() {
         told.keys().map(String::as_str).filter(|name| !not_shown.contains(name)).collect();
     let scene = Scene::new(&workplace).await;
     // Some come with the worker's next report, and the scaler's next look.
-    let shown = e2e::eventually(std::time::Duration::from_secs(20), || {
+    let shown = e2e::eventually(e2e::PATIENCE, || {
         let shown = series(&scene.pages());
         expected.iter().all(|name| shown.contains_key(*name)).then_some(shown)
     });

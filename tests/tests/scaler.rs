@@ -15,6 +15,7 @@ use ebb_proto::keda::{
     ScaledObjectRef,
 };
 use ebb_queue::{Delivery, Job, OpenOptions, Queue, Timestamp, open};
+use ebb_servers::Port;
 use nix::sys::signal::Signal;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
@@ -23,6 +24,8 @@ use tonic::{Code, Response, Status, Streaming};
 struct Scene {
     workplace: Workplace,
     scaler: Process,
+    /// Held, since one that is killed comes back to it.
+    _port: Port,
     address: String,
     queue: Queue,
     client: ExternalScalerClient<Channel>,
@@ -31,10 +34,11 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let workplace = Workplace::new();
+        let port = Port::draw().unwrap();
         let mut scaler = workplace.start(&[
             "scaler",
             "--listen",
-            "127.0.0.1:0",
+            &format!("127.0.0.1:{}", port.number()),
             "--http-listen",
             "127.0.0.1:0",
             "--grace",
@@ -44,7 +48,7 @@ impl Scene {
         let client = ExternalScalerClient::connect(format!("http://{address}")).await.unwrap();
         let url = workplace.queue().parse().unwrap();
         let queue = open(&url, OpenOptions::default()).await.unwrap();
-        Self { workplace, scaler, address, queue, client }
+        Self { workplace, scaler, _port: port, address, queue, client }
     }
 
     async fn publish(&self, n_jobs: usize) {

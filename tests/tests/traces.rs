@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests, helpers included")]
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use e2e::{Process, Workplace, run};
 use ebb_proto::keda::ScaledObjectRef;
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
-use ebb_servers::{Collector, Seen};
+use ebb_servers::{Collector, Port, Seen};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tonic::Code;
@@ -174,9 +173,9 @@ async fn look_and_end(collector: &str) -> String {
 #[test]
 fn a_collector_that_is_down_is_said_once_and_does_not_hold_up_the_end() {
     let workplace = Workplace::new();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = Port::draw().unwrap();
     let args = ["worker", "--model", "echo", "--listen", "127.0.0.1:0"];
-    let mut command = ebb(&workplace, &format!("http://{nobody}"), &args);
+    let mut command = ebb(&workplace, &format!("http://127.0.0.1:{}", nobody.number()), &args);
     command.env("OTEL_BSP_SCHEDULE_DELAY", "50");
     let mut worker = Process::start(&mut command);
     let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();

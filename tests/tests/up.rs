@@ -184,11 +184,20 @@ fn a_demo_that_is_interrupted_says_what_it_waits_for_and_a_second_ctrl_c_ends_th
 #[test]
 fn a_pool_whose_workers_crash_says_so_and_does_not_spin() {
     let workplace = Workplace::new();
-    let mut up = workplace.start(&["up", "--json", "--model", "no/such-model"]);
-    up.says("the reason", |said| {
-        workplace.ebb(&["enqueue", "x"]).ok();
-        said.find("no/such-model")
-    });
+    // Known by its configuration, so that workers are started, and without weights, so that none can load it.
+    let model = workplace.path("tiny-bert");
+    std::fs::create_dir(&model).unwrap();
+    let whole = e2e::workspace_root().join("model/tests/data/tiny-bert/config.json");
+    std::fs::copy(whole, model.join("config.json")).unwrap();
+    workplace.ebb(&["enqueue", "x"]).ok();
+    let mut up = workplace.start(&["up", "--json", "--model", model.to_str().unwrap()]);
+    let crash = "a worker ended by itself";
+    let n_crashes = |said: &str| said.matches(crash).count();
+    up.says("that it tries again", |said| (n_crashes(said) > 1).then_some(()));
+    // Each pause is twice as long as the one before, so there is no eighth within a minute.
+    let spins = || (n_crashes(&up.output()) > 7).then_some(());
+    let spun = e2e::eventually(std::time::Duration::from_secs(5), spins);
+    assert!(spun.is_none() && up.runs(), "{}", up.output());
 }
 
 #[test]

@@ -560,7 +560,7 @@ fn slow_to_load_again() -> (Device<EchoInput, String>, Sender<()>, Arc<AtomicU32
 async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() {
     let (queue, clock) = queue(Duration::from_secs(6));
     let (device, go, n_loads) = slow_to_load_again();
-    let settings = Settings { stall: Duration::from_millis(500), ..until_empty() };
+    let settings = Settings { stall: Duration::from_secs(3), ..until_empty() };
     let parts = parts(&Arc::new(queue.clone()), &clock, device, settings);
     let health = parts.health.clone();
     queue.publish(vec![job(0, r#"{"input": "", "panic": true}"#), echo_job(1)]).await.unwrap();

@@ -166,6 +166,11 @@ fn has_files(folder: &std::path::Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_probes_tell_of_a_worker_from_its_start_to_its_end() {
+    let told = tokio::time::timeout(Duration::from_secs(120), what_probes_tell());
+    told.await.expect("each state is told");
+}
+
+async fn what_probes_tell() {
     let dir = tempfile::tempdir().unwrap();
     let port = ebb_servers::Port::draw().unwrap();
     let free = std::net::SocketAddr::from(([127, 0, 0, 1], port.number()));

@@ -153,8 +153,8 @@ async fn a_job_of_several_turns_has_one_span_and_says_how_many() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_down_harms_no_job_and_holds_the_end_for_two_seconds() {
     let dir = tempfile::tempdir().unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (queue, mut args) = site(&dir, &format!("http://{nobody}")).await;
+    let nobody = ebb_servers::Port::draw().unwrap();
+    let (queue, mut args) = site(&dir, &format!("http://127.0.0.1:{}", nobody.number())).await;
     args.trace.flush = TraceArgs::default().flush;
     queue.publish((0..50).map(support::echo_job).collect()).await.unwrap();
     let stop = CancellationToken::new();

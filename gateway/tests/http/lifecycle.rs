@@ -100,5 +100,5 @@ async fn a_gateway_that_is_stopped_while_it_opens_its_queues_ends() {
     let gateway = tokio::spawn(ebb_gateway::run(args, stop.clone()));
     drop(silent.accept().await.unwrap());
     stop.cancel();
-    tokio::time::timeout(Duration::from_secs(5), gateway).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), gateway).await.unwrap().unwrap().unwrap();
 }

@@ -438,7 +438,9 @@ mod tests {
             delete_levels(core).await;
             let old = core.session().await.unwrap();
             old.give_up();
+            let end = Instant::now() + Duration::from_secs(30);
             while !core.session().await.is_ok_and(|session| session.epoch > old.epoch) {
+                assert!(Instant::now() < end, "there is no next session");
                 sleep(Duration::from_millis(20)).await;
             }
             let mut soon = Job::new("soon", Timestamp::now());

@@ -337,7 +337,9 @@ mod tests {
             let core = queue.core().clone();
             let old = core.session().await.unwrap();
             old.give_up();
+            let end = Instant::now() + LONG;
             while !core.session().await.is_ok_and(|session| session.epoch > old.epoch) {
+                assert!(Instant::now() < end, "there is no next session");
                 sleep(Duration::from_millis(20)).await;
             }
             queue.publish(vec![job("running")]).await.unwrap();

@@ -402,13 +402,13 @@ mod tests {
                 core.find_levels(&session).await.unwrap();
                 let jobs = (0..n_ready).map(|_| Job::new("x", Timestamp::now())).collect();
                 queue.publish(jobs).await.unwrap();
-                let beat_at = Instant::now() + 2 * BEAT;
+                let beat_at = Instant::now() + 4 * BEAT;
                 core.heard.ear.send_modify(|ear| {
                     ear.iter_mut().for_each(|ear| ear.beat_at = beat_at);
                 });
                 core.heard.note_worker(worker("idle", Phase::Idle, 0), Instant::now());
                 let held_up = async {
-                    sleep_until(beat_at - BEAT / 2).await;
+                    sleep(2 * BEAT).await;
                     core.heard.note_holding(holding(3));
                     core.heard.note_worker(worker("busy", Phase::Busy, 3), Instant::now());
                 };

@@ -172,7 +172,7 @@ fn who_listens_is_told_again_of_a_job_that_the_broker_takes_a_while_to_store() {
             let is_stored = async || queue.depth().await.is_ok_and(|depth| depth.ready == n_jobs);
             until("it is stored", is_stored).await;
             // What was told before is known to be there as well.
-            while timeout(Duration::ZERO, arrivals.next()).await.is_ok() {}
+            while let Ok(Some(())) = timeout(Duration::ZERO, arrivals.next()).await {}
             if copied_at.elapsed() < Duration::from_millis(2_500) {
                 break;
             }

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use ebb_queue::{Failure, FailureKind, Queue};
+use ebb_queue::{Failure, FailureKind, Queue, Settled};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
@@ -31,7 +31,7 @@ fn headers(fields: &[(&str, &str)]) -> BasicProperties {
 /// Takes the only job and has it die of something.
 async fn let_die(queue: &Queue, failure: impl Into<Failure>) {
     let delivery = take_one(queue).await;
-    queue.settle(&[delivery.reject(failure)]).await.unwrap();
+    assert_eq!(queue.settle(&[delivery.reject(failure)]).await.unwrap(), [Settled::Held]);
     one_is_dead(queue).await;
 }
 

@@ -40,9 +40,16 @@ pub fn on_shared(test: impl AsyncFnOnce(&RabbitMq)) {
     runtime.worker_threads(2).enable_all().build().unwrap().block_on(test(server));
 }
 
-/// A queue of this name on this server.
+/// A queue of this name on this server, where no lease ends while a test runs.
 pub fn url(server: &RabbitMq, queue: &str) -> QueueUrl {
-    format!("{}?queue={queue}&lease=2s", server.url()).parse().unwrap()
+    format!("{}?queue={queue}&lease=60s", server.url()).parse().unwrap()
+}
+
+/// The same for a handle whose leases end soon.
+pub fn brief(server: &RabbitMq, queue: &str) -> QueueUrl {
+    let mut brief = url(server, queue);
+    brief.behavior.lease = Duration::from_secs(2);
+    brief
 }
 
 /// A handle with connections of its own.

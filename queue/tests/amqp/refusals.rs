@@ -16,7 +16,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 
-use crate::{depth, handle, job, on_shared, plain, take, take_one, until, url};
+use crate::{brief, depth, handle, job, on_shared, plain, take, take_one, until, url};
 
 /// A queue of this name, where no lease ends while a test runs.
 fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
@@ -250,8 +250,8 @@ fn what_was_fetched_ahead_and_finds_no_room_is_kept_and_no_job_doubles() {
 #[test]
 fn jobs_whose_lease_ends_come_back_though_there_is_no_room() {
     on_shared(async |server| {
-        let url = url(server, "crammed");
-        let (queue, other) = (handle(&patient(server, "crammed")).await, handle(&url).await);
+        let queue = handle(&patient(server, "crammed")).await;
+        let other = handle(&brief(server, "crammed")).await;
         queue.publish(["a", "b"].map(job).to_vec()).await.unwrap();
         let held = take_all(&other, 2).await;
         bound(server, "ebb:crammed:back", 1);

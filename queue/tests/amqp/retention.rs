@@ -67,7 +67,7 @@ fn who_may_not_read_dead_letters_is_told_and_keeps_its_leases() {
         let may_read = "^(?!ebb:denied:dead$).*$";
         server.control(&["set_permissions", "no-reader", ".*", ".*", may_read]).unwrap();
         let text = format!("amqp://no-reader:secret@127.0.0.1:{}", server.port());
-        let mut denied: QueueUrl = format!("{text}?queue=denied&lease=2s").parse().unwrap();
+        let mut denied: QueueUrl = format!("{text}?queue=denied").parse().unwrap();
         denied.behavior = url.behavior.clone();
         let worker = handle(&denied).await;
         worker.publish(vec![job("alive")]).await.unwrap();

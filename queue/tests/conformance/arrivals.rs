@@ -78,5 +78,5 @@ async fn listen(queue: &Queue) -> BoxStream<'static, ()> {
 /// Hears out what is told without cause or late.
 async fn quiet(told: &mut BoxStream<'static, ()>) {
     tokio::time::sleep(Duration::from_millis(40)).await;
-    while told.next().now_or_never().is_some() {}
+    while let Some(Some(())) = told.next().now_or_never() {}
 }

@@ -150,13 +150,18 @@ impl Served {
 
     /// The same, asked again while a broker with a lag says that it cannot: one that makes many
     /// queues at once may refuse one of them for the moment.
-    async fn opened(&self, url: &QueueUrl, worker: &str) -> Queue {
+    async fn opened(
+        &self,
+        url: &QueueUrl,
+        worker: &str,
+        missing: Missing,
+    ) -> ebb_queue::Result<Queue> {
         let end = Instant::now() + self.lag();
         loop {
-            let opened = self.open(url, worker, Missing::Create).await;
+            let opened = self.open(url, worker, missing).await;
             let cannot = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
             if !cannot || Instant::now() >= end {
-                return opened.unwrap();
+                return opened;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -183,18 +188,18 @@ impl Fixture for Served {
             *url = QueueUrl { behavior, ..url.with_queue(&name).unwrap() };
             url.clone()
         };
-        self.opened(&url, "one").await
+        self.opened(&url, "one", Missing::Create).await.unwrap()
     }
 
     async fn again(&self, worker: &str) -> Queue {
         let url = self.url.lock().unwrap().clone();
-        self.opened(&url, worker).await
+        self.opened(&url, worker, Missing::Create).await.unwrap()
     }
 
     async fn named(&self, name: &str, missing: Missing) -> Option<ebb_queue::Result<Queue>> {
         let url = self.url.lock().unwrap().with_queue(name).unwrap();
         let url = QueueUrl { behavior: self.behavior(), ..url };
-        Some(self.open(&url, "one", missing).await)
+        Some(self.opened(&url, "one", missing).await)
     }
 
     async fn mailbox(&self) -> Option<Mailbox> {
@@ -209,7 +214,7 @@ impl Fixture for Served {
 
     async fn beside(&self) -> Queue {
         let url = self.url.lock().unwrap().with_queue(&unused_name()).unwrap();
-        self.opened(&url, "one").await
+        self.opened(&url, "one", Missing::Create).await.unwrap()
     }
 
     fn now(&self) -> Timestamp {

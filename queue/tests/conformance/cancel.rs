@@ -172,10 +172,6 @@ pub async fn what_has_ended_stays_as_it_is(fixture: &dyn Fixture) {
 }
 
 pub async fn a_failure_of_an_attempt_before_does_not_keep_it(fixture: &dyn Fixture) {
-    // On RabbitMQ nobody knows which attempt runs.
-    if fixture.kind() == "amqp" {
-        return;
-    }
     let queue = fixture.fresh().await;
     fixture.publish(&queue, &["a"]).await;
     let lost = fixture.take_one(&queue).await;

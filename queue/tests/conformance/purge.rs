@@ -209,6 +209,8 @@ pub async fn a_job_says_where_it_is_as_far_as_its_broker_can_tell(fixture: &dyn 
     queue.extend(&[running.receipt().clone(), retried.receipt().clone()]).await.unwrap();
     fixture.pass_by(fixture.short()).await;
     queue.settle(&[retried.retry(fixture.lease() * 9, "later")]).await.unwrap();
+    // Of a busy machine all that may have taken longer than its lease has left.
+    queue.extend(&[running.receipt().clone()]).await.unwrap();
     use JobState::{Dead, Delayed, Done, Running, Unknown, Waiting};
     for (name, expected) in [
         ("done", Done),

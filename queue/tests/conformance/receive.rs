@@ -32,8 +32,12 @@ pub async fn an_empty_queue_answers_when_the_wait_is_over(fixture: &dyn Fixture)
 pub async fn a_waiting_worker_gets_what_another_process_publishes(fixture: &dyn Fixture) {
     let queue = fixture.fresh().await;
     let waiting = wait_in_background(&fixture.again("two").await);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let published = Instant::now();
     fixture.publish(&queue, &["a"]).await;
     assert_eq!(waiting.await.unwrap(), "a");
+    // And not with a last look, when its wait is over.
+    assert!(published.elapsed() < LONG / 2, "{:?}", published.elapsed());
 }
 
 pub async fn a_waiting_worker_gets_a_job_when_its_delay_ends(fixture: &dyn Fixture) {
@@ -42,7 +46,8 @@ pub async fn a_waiting_worker_gets_a_job_when_its_delay_ends(fixture: &dyn Fixtu
     let waiting = wait_in_background(&queue);
     publish(&queue, fixture.job("a", &[("ebb-delay", "200ms")])).await;
     assert_eq!(waiting.await.unwrap(), "a");
-    assert!((190..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    let in_time = Duration::from_millis(190)..LONG / 2;
+    assert!(in_time.contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 pub async fn a_waiting_worker_gets_a_job_when_its_lease_ends(fixture: &dyn Fixture) {
@@ -52,7 +57,7 @@ pub async fn a_waiting_worker_gets_a_job_when_its_lease_ends(fixture: &dyn Fixtu
     drop(fixture.take_one(&queue).await);
     let start = Instant::now();
     assert_eq!(wait_in_background(&queue).await.unwrap(), "a");
-    assert!(start.elapsed() < LONG / 4, "{:?}", start.elapsed());
+    assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
 }
 
 pub async fn a_receive_that_is_dropped_while_it_waits_takes_nothing(fixture: &dyn Fixture) {

@@ -66,8 +66,12 @@ fn a_receive_that_meets_only_expired_jobs_ends_with_its_wait_and_gets_on() {
         queue.publish(vec![job("behind")]).await.unwrap();
         let some = NonZeroUsize::new(9).unwrap();
         let wait = Duration::from_millis(200);
-        assert!(queue.receive(some, wait).await.unwrap().is_empty());
-        let before = n_buried(&server).await;
+        // On a busy machine a wait may be over before the first of them is buried.
+        let mut before = 0;
+        while before == 0 {
+            assert!(queue.receive(some, wait).await.unwrap().is_empty());
+            before = n_buried(&server).await;
+        }
         assert!((1..MANY).contains(&before), "{before}");
         // What is left does not count as expired to come.
         assert_eq!(queue.depth().await.unwrap().ready, 1);

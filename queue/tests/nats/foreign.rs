@@ -67,7 +67,7 @@ async fn told(arrivals: &mut BoxStream<'static, ()>) -> Duration {
 
 /// Takes what is told until nothing is for a while.
 async fn hush(arrivals: &mut BoxStream<'static, ()>) {
-    while timeout(Duration::from_millis(700), arrivals.next()).await.is_ok() {}
+    while let Ok(Some(())) = timeout(Duration::from_millis(700), arrivals.next()).await {}
 }
 
 /// Of a few times one takes less than this: in the others somebody else may have had the processor.

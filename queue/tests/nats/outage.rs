@@ -5,17 +5,20 @@ use std::time::Duration;
 
 use ebb_queue::Delivery;
 
-use crate::{job, on_each, receive, try_open, until, until_ok};
+use crate::{LONG, job, on_each, receive, try_open, until, until_ok};
 
 #[test]
 fn no_job_is_lost_when_the_server_is_killed_while_it_works() {
     on_each(async |mut server| {
-        let url = format!("{}?lease=2s", server.url());
+        let url = format!("{}?lease=8s", server.url());
         let (queue, producer) = (try_open(&url).await.unwrap(), try_open(&url).await.unwrap());
         let names: BTreeSet<_> = (0..40).map(|n| format!("job-{n}")).collect();
         producer.publish(names.iter().map(|name| job(name)).collect()).await.unwrap();
-        let first = receive(&queue, 10).await.unwrap();
-        assert_eq!(first.len(), 10);
+        let mut first = Vec::new();
+        // One receive may bring fewer: they came by another connection a moment ago.
+        while first.len() < 10 {
+            first.extend(receive(&queue, 10 - first.len()).await.unwrap());
+        }
 
         server.kill();
         while queue.link().is_up() {
@@ -24,7 +27,7 @@ fn no_job_is_lost_when_the_server_is_killed_while_it_works() {
         assert!(queue.link().last_error().is_some());
         let begin = tokio::time::Instant::now();
         assert!(queue.depth().await.is_err());
-        assert!(begin.elapsed().as_secs() < 8, "told within seconds: {:?}", begin.elapsed());
+        assert!(begin.elapsed() < LONG / 2, "told within seconds: {:?}", begin.elapsed());
         server.restart().await.unwrap();
 
         // The ids of what waits are known on the other side of a restart, too.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use crate::{plain, server, tell, url, url_of};
 
 /// Within this an arrival is told, also where it has to be looked for.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 async fn looked_at(url: &QueueUrl) -> Result<Arc<dyn Backlog>> {
     let foreign = Foreign { stream: "work:eu".into(), reader: "embedders".into() };

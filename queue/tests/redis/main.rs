@@ -28,6 +28,8 @@ use ebb_queue::{
     Delivery, Error, Job, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp, open,
 };
 use ebb_servers::{Redis, RedisOptions};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, RedisResult};
 
@@ -37,9 +39,16 @@ pub async fn server(extra_config: &str) -> Redis {
     Redis::start(options).await.unwrap()
 }
 
-/// The queue `jobs` on it.
+/// The queue `jobs` on it, where no lease ends while a test runs.
 pub fn url(server: &Redis) -> QueueUrl {
-    format!("{}?lease=2s", server.url()).parse().unwrap()
+    format!("{}?lease=60s", server.url()).parse().unwrap()
+}
+
+/// The same for a handle whose leases end soon.
+pub fn brief(server: &Redis) -> QueueUrl {
+    let mut brief = url(server);
+    brief.behavior.lease = Duration::from_secs(2);
+    brief
 }
 
 /// The same as this user.
@@ -95,7 +104,12 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect(what);
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect(what);
+}
+
+/// Hears out what is told, until nothing is for so long.
+pub async fn hush(told: &mut BoxStream<'static, ()>, pause: Duration) {
+    while let Ok(Some(())) = tokio::time::timeout(pause, told.next()).await {}
 }
 
 /// The answer to a delivery: its own body.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ebb_queue::{ByPriority, Timestamp};
 
-use crate::{eventually, handle, job, plain, server, take, tell, url};
+use crate::{brief, eventually, handle, job, plain, server, take, tell, url};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -14,7 +14,7 @@ const MICROSECONDS: &str = "1760000000000000-0";
 #[tokio::test]
 async fn an_entry_of_another_era_is_of_normal_priority_whoever_held_it() {
     let server = server("").await;
-    let queue = handle(&url(&server)).await;
+    let queue = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     for (id, name) in [("1-1", "old"), (MICROSECONDS, "new")] {
         let words = ["XADD", "ebb:{jobs}", id, "ebb-id", name, "body", "x"];
@@ -52,7 +52,7 @@ async fn entries_after_one_of_another_era_keep_their_order_and_delays() {
 #[tokio::test]
 async fn a_place_that_an_older_version_gave_to_such_an_entry_does_no_harm() {
     let server = server("").await;
-    let queue = handle(&url(&server)).await;
+    let queue = handle(&brief(&server)).await;
     let mut client = plain(&server).await;
     queue.publish(vec![job("a")]).await.unwrap();
     let misplace = "local place = 800 * 2251799813685248 + 7

@@ -7,7 +7,7 @@ use ebb_queue::{Delivery, ErrorKind, Queue};
 use ebb_servers::{Persistence, Redis, RedisOptions};
 use futures::StreamExt;
 
-use crate::{answer, eventually, handle, job, plain, server, take, tell, url};
+use crate::{answer, brief, eventually, handle, hush, job, plain, server, take, tell, url};
 
 const JOBS: usize = 300;
 
@@ -35,7 +35,7 @@ async fn work(queue: Queue) {
 async fn a_server_that_is_killed_and_comes_back_loses_nothing() {
     let options = RedisOptions { persistence: Persistence::Always, ..RedisOptions::default() };
     let mut server = Redis::start(options).await.unwrap();
-    let url = url(&server);
+    let url = brief(&server);
     let queue = handle(&url).await;
     queue.publish((0..JOBS).map(|nth| job(&nth.to_string())).collect()).await.unwrap();
     let worker = handle(&url).await;
@@ -86,7 +86,7 @@ async fn connections_that_are_cut_are_made_anew_and_listeners_told() {
             .contains("sub=1")
     })
     .await;
-    while tokio::time::timeout(Duration::from_millis(300), told.next()).await.is_ok() {}
+    hush(&mut told, Duration::from_millis(300)).await;
     handle(&url(&server)).await.publish(vec![job("b")]).await.unwrap();
     tokio::time::timeout(Duration::from_secs(30), told.next()).await.unwrap().unwrap();
     assert_eq!(take(&queue, 9, Duration::ZERO).await.len(), 2);

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{eventually, handle, job, server};
+use crate::{eventually, handle, hush, job, server};
 
 /// Passes on what it gets, but for connections of listeners once it forgets them, as a NAT does
 /// with those on which nothing came for long.
@@ -72,12 +72,12 @@ async fn a_listener_that_is_cut_unseen_listens_anew() {
     let url: QueueUrl = format!("redis://127.0.0.1:{port}").parse().unwrap();
     let queue = handle(&url).await;
     let mut told = queue.arrivals().await.unwrap();
-    while tokio::time::timeout(Duration::from_millis(300), told.next()).await.is_ok() {}
+    hush(&mut told, Duration::from_millis(300)).await;
     assert_eq!(nat.n_listeners.load(Ordering::SeqCst), 1);
     nat.n_forgotten.store(1, Ordering::SeqCst);
     let listens = async || nat.n_listeners.load(Ordering::SeqCst) > 1;
     eventually("it listens anew", listens).await;
-    while tokio::time::timeout(Duration::from_millis(300), told.next()).await.is_ok() {}
+    hush(&mut told, Duration::from_millis(300)).await;
     queue.publish(vec![job("a")]).await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), told.next()).await.unwrap().unwrap();
 }

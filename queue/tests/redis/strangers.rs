@@ -149,7 +149,7 @@ async fn median_wait(
         let waiting = queue.receive(1.try_into().unwrap(), SOON);
         let write = async {
             // Whatever is told without cause comes first.
-            while tokio::time::timeout(Duration::from_millis(50), told.next()).await.is_ok() {}
+            crate::hush(told, Duration::from_millis(50)).await;
             let start = tokio::time::Instant::now();
             let words = ["XADD", "ebb:{jobs}", "*", "body", "x"];
             tell::<String>(client, &words).await.unwrap();

@@ -6,6 +6,7 @@ use ebb_queue::{
     ErrorKind, JSON, Job, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Timestamp, open,
 };
 use futures::StreamExt;
+use tokio::time::Instant;
 
 use crate::{handle, handle_with_clock, job, take, url};
 
@@ -90,11 +91,16 @@ async fn who_waits_for_a_reply_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let (_, queue, replies) = queues(&folder).await;
     let mut arrivals = replies.arrivals().await.unwrap();
-    let waiting = tokio::spawn(async move { take(&replies, 1, Duration::from_secs(30)).await });
+    const LONG: Duration = Duration::from_secs(30);
+    let waiting = tokio::spawn(async move { take(&replies, 1, LONG).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let replied = Instant::now();
     queue.reply("replies", &completed("a", "the answer"), None).await.unwrap();
-    let told = tokio::time::timeout(Duration::from_secs(30), arrivals.next()).await;
+    let told = tokio::time::timeout(LONG, arrivals.next()).await;
     assert_eq!(told.unwrap(), Some(()));
     assert_eq!(waiting.await.unwrap()[0].job.id.as_str(), "a");
+    // And not with a last look, when its wait is over.
+    assert!(replied.elapsed() < LONG / 2, "{:?}", replied.elapsed());
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use ebb_proto::keda::ScaledObjectRef;
 use ebb_queue::{Job, OpenOptions, QueueUrl, Timestamp, open};
 use ebb_scaler::ScalerArgs;
 use ebb_servers::{NatsCluster, NatsVersion, RabbitMq, RabbitMqOptions};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 use crate::kit::{Kit, args, object};
@@ -31,35 +31,36 @@ async fn poll(kit: &Kit, object: &ScaledObjectRef) -> Result<(i64, bool), Status
     Ok((value, kit.is_active_at_once(object).await?))
 }
 
-/// What it is told; a machine that is too slow for it gets more tries. How long the fastest took.
+/// What it is told within so long; a machine that does much else for a while gets more tries.
 async fn is_told<T: PartialEq + Debug>(
     url: &QueueUrl,
     expected: T,
+    within: Duration,
     ask: impl AsyncFn(&Kit, &ScaledObjectRef) -> Result<T, Status>,
-) -> Duration {
-    let (mut fastest, mut told) = (Duration::MAX, Vec::new());
-    for _ in 0..3 {
+) {
+    let mut told = Vec::new();
+    for _ in 0..5 {
         let (answer, took) = asked(url, &ask).await;
-        match answer {
-            Ok(seen) => {
-                assert_eq!(seen, expected, "of {url}");
-                fastest = fastest.min(took);
+        if let Ok(seen) = &answer {
+            assert_eq!(*seen, expected, "of {url}");
+            if took < within {
+                return;
             }
-            Err(status) => told.push(status),
         }
+        told.push((answer, took));
+        sleep(Duration::from_secs(1)).await;
     }
-    assert!(fastest < Duration::MAX, "{url}: {told:?}");
-    fastest
+    panic!("{url}: {told:?}");
 }
 
 /// Makes a queue, on which it is seen that there is nothing, and then that there is.
 async fn is_seen(url: &str) -> QueueUrl {
     let url: QueueUrl = url.parse().unwrap();
     let queue = open(&url, OpenOptions::default()).await.unwrap();
-    is_told(&url, (0, false), poll).await;
+    is_told(&url, (0, false), Duration::MAX, poll).await;
     let jobs = (0..3).map(|_| Job::new("{}", Timestamp::now())).collect();
     queue.publish(jobs).await.unwrap();
-    is_told(&url, (3, true), poll).await;
+    is_told(&url, (3, true), Duration::MAX, poll).await;
     url
 }
 
@@ -68,9 +69,8 @@ async fn the_first_poll_is_answered_on_rabbitmq_and_that_jobs_wait_before_all_ha
     let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
     let url = is_seen(&server.url()).await;
     let ask = async |kit: &Kit, object: &ScaledObjectRef| kit.is_active_at_once(object).await;
-    let took = is_told(&url, true, ask).await;
     // All who hold jobs say so within 1.2 s.
-    assert!(took < Duration::from_millis(1200), "{took:?}");
+    is_told(&url, true, Duration::from_millis(1200), ask).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use ebb_queue::{
 };
 use ebb_scaler::{Scaler, ScalerArgs};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -169,11 +169,12 @@ async fn two_scalers_agree_within_the_interval_of_a_workers_status() {
     pair.agree((0, false)).await;
 
     // Workers report once a second, and a look at a busy queue is as old at most; twice that is
-    // left for a slow machine, which may be slower once.
+    // left for a slow machine, which may be slower for a while.
     let limit = Duration::from_secs(2);
     let mut slowest = come_and_go(&queue, &pair).await;
-    for _ in 1..3 {
+    for _ in 1..5 {
         if slowest >= limit {
+            sleep(Duration::from_secs(1)).await;
             slowest = come_and_go(&queue, &pair).await;
         }
     }

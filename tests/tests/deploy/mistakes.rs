@@ -177,6 +177,19 @@ fn mistakes() -> Vec<Mistake> {
     ]
 }
 
+/// The overlays that mistakes are made in.
+const OVERLAYS: [&str; 9] = [
+    "overlays/nats-cpu",
+    "overlays/nats-gpu-canary",
+    "overlays/nats-gpu-gateway",
+    "overlays/nats-gpu-mtls",
+    "overlays/nats-gpu-scaledjob",
+    "overlays/rabbitmq-gpu-gateway",
+    "overlays/warm-pool-placeholder",
+    "overlays/warm-pool-sandbox",
+    "overlays/with-components-istio",
+];
+
 /// Mistakes in an overlay that has what they are about.
 fn mistakes_in(overlay: &str) -> Vec<Mistake> {
     const JOBS: &str = "ScaledJob ebb-workers/ebb-worker";
@@ -377,8 +390,12 @@ fn every_mistake_is_found() {
     let Some(all) = overlays("every_mistake_is_found") else { return };
     let (schemas, programs) = (Schemas::load(), Programs::load());
     let mut missed = Vec::new();
+    let unknown = OVERLAYS.iter().filter(|overlay| !all.contains_key(**overlay));
+    let unknown = unknown.map(ToString::to_string);
+    crate::assert_none("there is an overlay of these mistakes", unknown);
     for (overlay, objects) in all {
         let mistakes = mistakes_in(overlay);
+        assert_eq!(mistakes.is_empty(), !OVERLAYS.contains(&overlay.as_str()), "{overlay}");
         let before = if mistakes.is_empty() { vec![] } else { said(objects, &schemas, &programs) };
         assert!(before.is_empty(), "{overlay}: {before:#?}");
         for mistake in mistakes {

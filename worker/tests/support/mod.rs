@@ -155,7 +155,14 @@ impl Codec for Alarmed {
 
 /// Waits until the depth is as wanted.
 pub(crate) async fn until(queue: &MemoryQueue, is_so: impl Fn(&Depth) -> bool) {
-    while !is_so(&queue.depth().await.unwrap()) {
+    // Of the machine's time, since simulated time flies while a model computes.
+    let begin = std::time::Instant::now();
+    loop {
+        let depth = queue.depth().await.unwrap();
+        if is_so(&depth) {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(120), "it stays as it is: {depth:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

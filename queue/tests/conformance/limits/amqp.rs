@@ -54,6 +54,7 @@ pub const LIMITS: Limits = Limits {
         ),
         ("cancel::what_waits_falls_at_once", "cancel"),
         ("cancel::a_job_that_is_not_known_is_not_cancelled", "cancel"),
+        ("cancel::a_failure_of_an_attempt_before_does_not_keep_it", "cancel"),
         ("cancel::its_id_and_its_key_are_known_as_those_of_a_job_that_is_done", "duplicates"),
         ("depth::the_oldest_ready_job_gives_the_age", "oldest_ready"),
         ("depth::the_next_due_moment_is_known", "next_due"),

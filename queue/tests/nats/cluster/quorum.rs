@@ -53,8 +53,8 @@ fn without_a_majority_nothing_is_known_and_with_it_all_goes_on() {
             cluster.nodes_mut()[other].kill();
         }
         cluster.nodes_mut()[stale].restart().await.unwrap();
-        let end = Instant::now() + ALONE;
         until("it connects", async || producer.link().is_up() && scaler.link().is_up()).await;
+        let end = Instant::now() + ALONE;
         tokio::join!(
             assert_nothing_is_known(&producer, end),
             assert_nothing_is_known(&scaler, end)
