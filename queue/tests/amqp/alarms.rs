@@ -134,7 +134,8 @@ async fn a_broker_that_answers_nothing_under_an_alarm_is_called_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_ends_under_an_alarm_is_charged() {
     let server = RabbitMq::start(RabbitMqOptions::default()).await.unwrap();
-    let (wedged, other) = (handle(&url(&server, "alarm")).await, handle(&patient(&server)).await);
+    let (wedged, other) =
+        (handle(&crate::brief(&server, "alarm")).await, handle(&patient(&server)).await);
     wedged.publish(vec![job("a")]).await.unwrap();
     until("it is counted", async || depth(&wedged).await.ready == 1).await;
     alarm(&server).await;

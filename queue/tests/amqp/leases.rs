@@ -220,7 +220,7 @@ fn a_job_with_the_name_of_one_whose_result_is_gone_is_run_however_late_that_was_
             results: Some(Results(results.clone())),
             ..OpenOptions::default()
         };
-        let first = open(&url(server, "late-namesakes"), options).await.unwrap();
+        let first = open(&crate::brief(server, "late-namesakes"), options).await.unwrap();
         let other = handle(&patient(server, "late-namesakes")).await;
         first.publish(vec![job("a")]).await.unwrap();
         let late = take_one(&first).await;
