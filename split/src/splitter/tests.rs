@@ -515,8 +515,7 @@ async fn a_queue_that_answers_late_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_jobs_than_may_be_held_for_a_queue_that_hangs_hold_up_the_others_for_a_minute_at_most()
-{
+async fn more_jobs_than_may_be_held_for_a_queue_that_hangs_hold_up_the_others_for_two_calls() {
     let mut scene = Scene::new(None);
     scene.afflict("canary", Faults { lag: Duration::from_secs(7200), ..Faults::NONE });
     scene.publish(400, |_, _| {}).await;
