@@ -99,10 +99,25 @@ impl Splitter {
         }
     }
 
-    async fn hear(&mut self, Sent { name, answered, published }: Sent) {
-        let Some(lane) = self.lanes.get_mut(&name) else { return };
+    async fn hear(&mut self, sent: Sent) {
+        self.sort(&sent);
+        let Sent { name, published, .. } = sent;
+        let Err(error) = published else { return self.answered() };
+        let is_away = error.kind() == ErrorKind::Unavailable;
+        let answers = error.is_answer() || is_away && self.answers().await;
+        if answers {
+            self.answered();
+        }
+        let rest = self.lanes.get_mut(&name).map(|lane| take(&mut lane.out)).unwrap_or_default();
+        self.not_published(&name, rest, &error, answers).await;
+    }
+
+    /// Makes ends of jobs that have gone on, or are answered; the others stay with those on their way.
+    /// It waits for nothing, so that no stop comes in between.
+    pub(super) fn sort(&mut self, Sent { name, answered, published }: &Sent) {
+        let Some(lane) = self.lanes.get_mut(name) else { return };
         let stored = published.as_ref().err().map_or(&[][..], Error::stored);
-        let stored: HashSet<JobId> = stored.iter().cloned().collect();
+        let stored: HashSet<&JobId> = stored.iter().collect();
         let (mut gone, mut rest) = (Vec::new(), Vec::new());
         for (nth, held) in take(&mut lane.out).into_iter().enumerate() {
             if answered.get(nth) == Some(&true) {
@@ -116,14 +131,8 @@ impl Splitter {
         if published.is_ok() && !gone.is_empty() {
             lane.succeeded();
         }
-        self.gone(&name, gone);
-        let Err(error) = published else { return self.answered() };
-        let is_away = error.kind() == ErrorKind::Unavailable;
-        let answers = error.is_answer() || is_away && self.answers().await;
-        if answers {
-            self.answered();
-        }
-        self.not_published(&name, rest, &error, answers).await;
+        lane.out = rest;
+        self.gone(name, gone);
     }
 
     fn gone(&mut self, name: &str, batch: Vec<Held>) {

@@ -118,6 +118,11 @@ impl Splitter {
 
     /// Gives back what has not gone on, and says so until the broker has heard it.
     pub(super) async fn drain(mut self, end: Instant) {
+        while let Some(ended) = self.calls.try_join_next() {
+            // Nobody has heard it yet: the round that would was cut off, waiting for something else.
+            let Ok(sent) = ended else { continue };
+            self.sort(&sent);
+        }
         self.calls.abort_all();
         let lanes = std::mem::take(&mut self.lanes);
         // What is on its way may arrive all the same: the record at the intake says so to who sends it

@@ -743,6 +743,15 @@ async fn a_queue_that_hangs_holds_up_no_other() {
     assert_eq!(scene.waiting("stable").await + scene.waiting("canary").await, 140);
 }
 
+/// Receives jobs until as many are held as may be.
+async fn fill(scene: &Scene, splitter: &mut Splitter) {
+    let stop = CancellationToken::new();
+    while scene.intake.depth().await.unwrap().in_flight < 64 {
+        let received = splitter.receive(&stop).await;
+        splitter.route(received).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_the_broker_is_told_of_no_queue_and_charges_no_job() {
     let mut scene = Scene::new(None);
@@ -754,11 +763,8 @@ async fn an_outage_of_the_broker_is_told_of_no_queue_and_charges_no_job() {
         vec![("stable", stable.clone()), ("canary", canary.clone()), ("intake", intake.clone())];
     let (mut splitter, _leases) = scene.splitter();
     scene.publish(64, |_, _| {}).await;
+    fill(&scene, &mut splitter).await;
     let stop = CancellationToken::new();
-    while scene.intake.depth().await.unwrap().in_flight < 64 {
-        let received = splitter.receive(&stop).await;
-        splitter.route(received).await;
-    }
     let all = [&stable, &canary, &intake];
     all.iter().for_each(|queue| queue.set(away));
     let begun = Instant::now();
@@ -921,6 +927,55 @@ async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
     assert_eq!((depth.ready, depth.in_flight), (30, 0));
     let max = NonZeroUsize::new(40).unwrap();
     let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
+    assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
+
+/// Runs a split that is told to stop after a moment.
+async fn run_for_a_moment(splitter: Splitter) {
+    let stop = CancellationToken::new();
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stop.cancel();
+    };
+    tokio::join!(splitter.run(stop.clone()), stopping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_no_job_back_that_a_queue_has_confirmed_however_late_the_intake_answers() {
+    // It takes all of its jobs, or half of them.
+    for refuse_half in [0.0, 1.0] {
+        let mut scene = Scene::new(None);
+        let late = Faults { delay: scene.grace / 4, refuse_half, ..Faults::NONE };
+        scene.afflict("stable", late);
+        let intake = scene.afflict("intake", Faults::NONE);
+        scene.publish(64, |_, _| {}).await;
+        let (mut splitter, _leases) = scene.splitter();
+        fill(&scene, &mut splitter).await;
+        // It confirms while the intake is told what the other has confirmed.
+        intake.set(Faults { lag: scene.grace, ..Faults::NONE });
+        run_for_a_moment(splitter).await;
+        let (stable, canary) = (scene.waiting("stable").await, scene.waiting("canary").await);
+        assert!(stable > 0 && canary > 0, "{stable} {canary}");
+        assert_eq!((scene.count("stable"), scene.count("canary")), (stable, canary));
+        let depth = scene.intake.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight), (64 - stable - canary, 0), "{refuse_half}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_it_is_asked_whether_the_broker_answers_charges_nothing() {
+    let mut scene = Scene { grace: Duration::from_secs(1), ..Scene::new(None) };
+    scene.weights.send_replace(weights("stable=0,canary=1"));
+    scene.afflict("canary", Faults { fail_before: 1.0, ..Faults::NONE });
+    let intake = scene.afflict("intake", Faults::NONE);
+    scene.publish(64, |_, _| {}).await;
+    let (mut splitter, _leases) = scene.splitter();
+    fill(&scene, &mut splitter).await;
+    intake.set(Faults { lag: scene.grace, ..Faults::NONE });
+    run_for_a_moment(splitter).await;
+    let max = NonZeroUsize::new(64).unwrap();
+    let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
+    assert_eq!(again.len(), 64, "they are given back");
     assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
 }
 
