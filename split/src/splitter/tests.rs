@@ -718,6 +718,34 @@ async fn a_queue_that_does_not_answer_while_its_broker_does_holds_up_no_other() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn silences_of_a_queue_that_answered_in_between_are_not_one() {
+    let silent = Faults { fail_before: 1.0, ..Faults::NONE };
+    let answers = [
+        Faults { kind: ErrorKind::Full, ..silent },
+        Faults { kind: ErrorKind::Invalid, ..silent },
+        Faults { refuse_half: 1.0, ..Faults::NONE },
+    ];
+    for answer in answers {
+        let mut scene = Scene::new(None);
+        scene.weights.send_replace(weights("stable=0,canary=1"));
+        let canary = scene.afflict("canary", silent);
+        let _split = scene.start(&CancellationToken::new());
+        scene.publish(40, |_, _| {}).await;
+        let n_silences = || scene.metrics.broker_errors.with_label_values(&["publish"]).get();
+        scene.until("a silence", async || n_silences() > 0).await;
+        canary.set(answer);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        let before = n_silences();
+        canary.set(silent);
+        scene.publish(1, |_, job| job.id = "later".parse().unwrap()).await;
+        scene.until("another", async || n_silences() > before + 1).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let refuses = scene.metrics.refuses.with_label_values(&["canary"]).get();
+        assert_eq!(refuses, 0, "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queue_that_hangs_holds_up_no_other() {
     let mut scene = Scene::new(None);
     // Each call takes minutes, if not hours.
