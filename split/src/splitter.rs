@@ -108,7 +108,10 @@ pub(crate) struct Splitter {
     window: Window,
     /// Settlements that the intake has not taken yet.
     settlements: Vec<Settlement>,
+    /// Of receiving there, and of settling.
     failures: Failures,
+    /// Of publishing while the broker does not answer otherwise either.
+    away: Failures,
     /// Of writing down at the intake what becomes of jobs.
     records: Failures,
 }
@@ -127,6 +130,7 @@ impl Splitter {
             window: Window::new(parts.window, parts.body_memory),
             settlements: Vec::new(),
             failures: Failures::default(),
+            away: Failures::default(),
             records: Failures::default(),
             parts,
         }
@@ -171,7 +175,8 @@ impl Splitter {
         let room = self.window.room(n_held, self.leases.n_bytes());
         let wait = WAIT.min(self.parts.grace / 4).max(SHORT_WAIT);
         let wait = if n_held > 0 { SHORT_WAIT } else { wait };
-        let may_try = self.failures.may_try() && self.records.may_try();
+        let all = [&self.failures, &self.away, &self.records];
+        let may_try = all.into_iter().all(Failures::may_try);
         let (Some(room), true) = (room, may_try) else {
             tokio::select! { biased;
                 () = stop.cancelled() => {}

@@ -90,7 +90,7 @@ impl Splitter {
     }
 
     pub(super) async fn settle(&mut self) {
-        if self.settlements.is_empty() || !self.failures.may_try() {
+        if self.settlements.is_empty() || !self.failures.may_try() || !self.away.may_try() {
             return;
         }
         let answers = self.parts.intake.settle(&self.settlements).await;
@@ -150,10 +150,11 @@ impl Splitter {
         }
     }
 
-    /// The broker has answered, whatever it was asked; that counts for little while nothing can be written
-    /// down there.
-    pub(super) fn answered(&self) {
-        if self.records.may_try() {
+    /// The broker has answered, whatever it was asked; that counts for little while the intake gives no
+    /// jobs or takes no ends of them, or nothing can be written down there.
+    pub(super) fn answered(&mut self) {
+        self.away.reset();
+        if self.failures.are_none() && self.records.may_try() {
             self.parts.metrics.broker_up.set(1);
             self.parts.gate.open();
         }
@@ -164,7 +165,7 @@ impl Splitter {
         self.told_of(call, error);
     }
 
-    fn told_of(&self, call: &'static str, error: &Error) {
+    pub(super) fn told_of(&self, call: &'static str, error: &Error) {
         self.parts.metrics.broker_errors.with_label_values(&[call]).inc();
         self.parts.metrics.broker_up.set(0);
         self.parts.gate.close(format!("{call}: {error}"));

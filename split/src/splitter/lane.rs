@@ -177,6 +177,11 @@ impl Failures {
         *self = Self::default();
     }
 
+    /// Whether the last call went well.
+    pub(super) fn are_none(&self) -> bool {
+        self.n == 0
+    }
+
     pub(super) fn may_try(&self) -> bool {
         self.until.is_none_or(|until| until <= Instant::now())
     }

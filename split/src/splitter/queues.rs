@@ -141,7 +141,8 @@ impl Splitter {
             ErrorKind::Unavailable if !answers => {
                 // The broker is away, and all wait alike.
                 lane.did_not_answer(false);
-                self.trouble("publish", error);
+                self.away.add();
+                self.told_of("publish", error);
             }
             ErrorKind::Invalid => {}
             kind => {

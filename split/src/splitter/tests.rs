@@ -571,6 +571,25 @@ async fn a_broker_that_is_back_is_told_though_as_many_jobs_are_held_as_may_be() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_intake_that_gives_no_jobs_is_told_all_the_time_though_the_queues_answer() {
+    let mut scene = Scene::new(Some(5));
+    let intake = scene.afflict("intake", Faults::NONE);
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(40, |_, _| {}).await;
+    let is_full = async || scene.waiting("stable").await + scene.waiting("canary").await == 10;
+    scene.until("two full queues", is_full).await;
+    intake.set(Faults { fail_receive: 1.0, kind: ErrorKind::Denied, ..Faults::NONE });
+    let is_up = || scene.metrics.broker_up.get() == 1;
+    scene.until("a refusal", async || !is_up()).await;
+    for _ in 0..6000 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!is_up() && scene.health.ready().is_err());
+    }
+    intake.set(Faults::NONE);
+    scene.until("its end", async || is_up() && scene.health.ready().is_ok()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_holds_its_jobs_back_and_not_those_of_the_others() {
     let scene = Scene::new(Some(10));
     let _split = scene.start(&CancellationToken::new());
