@@ -103,8 +103,9 @@ impl Splitter {
         self.sort(&sent);
         let Sent { name, published, .. } = sent;
         let Err(error) = published else { return self.answered() };
-        let is_away = error.kind() == ErrorKind::Unavailable;
-        let answers = error.is_answer() || is_away && self.answers().await;
+        // One that refuses without a word of what it has stored may be going down.
+        let is_unsure = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Full);
+        let answers = error.is_answer() || is_unsure && self.answers().await;
         if answers {
             self.answered();
         }

@@ -549,25 +549,35 @@ async fn a_queue_that_takes_some_of_its_jobs_and_is_full_gets_each_once() {
     assert_eq!(scene.count("canary") + scene.count("stable"), 60);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_broker_that_is_back_is_told_though_as_many_jobs_are_held_as_may_be() {
-    let mut scene = Scene::new(Some(5));
-    let all = ["stable", "canary", "intake"].map(|name| scene.afflict(name, Faults::NONE));
+/// As many jobs are held as may be, for queues that have no room; the broker goes, and comes back.
+async fn go_and_come_back(mut scene: Scene, no_room: Faults) {
+    let all = [("stable", no_room), ("canary", no_room), ("intake", Faults::NONE)];
+    let all = all.map(|(name, faults)| (scene.afflict(name, faults), faults));
     let _split = scene.start(&CancellationToken::new());
     scene.publish(200, |_, _| {}).await;
     let in_flight = async || scene.intake.depth().await.unwrap().in_flight;
     scene.until("a full window", async || in_flight().await == 64).await;
     let is_up = || scene.metrics.broker_up.get() == 1;
     let away = Faults { fail_before: 1.0, ..Faults::NONE };
-    all.iter().for_each(|queue| queue.set(away));
+    all.iter().for_each(|(queue, _)| queue.set(away));
     scene.until("an outage", async || !is_up()).await;
     assert!(scene.health.ready().is_err());
-    all.iter().for_each(|queue| queue.set(Faults::NONE));
+    all.iter().for_each(|(queue, faults)| queue.set(*faults));
     let begun = Instant::now();
     scene.until("its end", async || is_up()).await;
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(scene.health.ready(), Ok(()));
     assert_eq!(in_flight().await, 64, "nothing more was received");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_back_is_told_though_as_many_jobs_are_held_as_may_be() {
+    go_and_come_back(Scene::new(Some(5)), Faults::NONE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_back_is_told_though_it_refuses_jobs_without_saying_what_it_has_stored() {
+    go_and_come_back(Scene::new(None), Faults { refuse_half: 1.0, ..Faults::NONE }).await;
 }
 
 #[tokio::test(start_paused = true)]
