@@ -11,6 +11,7 @@ mod queues;
 mod window;
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +103,8 @@ pub(crate) struct Splitter {
     weights: Arc<Weights>,
     /// Those that came last, while a queue of theirs cannot be opened.
     refused: Option<Arc<Weights>>,
+    /// Jobs of which it is being found where they go.
+    arrived: Vec<Delivery>,
     lanes: BTreeMap<String, Lane>,
     /// What is on its way to them.
     calls: JoinSet<Sent>,
@@ -125,6 +128,7 @@ impl Splitter {
             weights,
             refused: None,
             leases,
+            arrived: Vec::new(),
             lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
             calls: JoinSet::new(),
             window: Window::new(parts.window, parts.body_memory),
@@ -204,19 +208,22 @@ impl Splitter {
         let now = self.parts.clock.now();
         let (late, timely): (Vec<_>, Vec<_>) =
             deliveries.into_iter().partition(|delivery| delivery.job.expired(now));
+        // Not lost with this round when a stop cuts it off.
+        self.arrived = timely;
         for delivery in late {
             self.bury(delivery, Failure::expired()).await;
         }
         let choices: Vec<(String, bool)> =
-            timely.iter().map(|delivery| self.choose(&delivery.job)).collect();
+            self.arrived.iter().map(|delivery| self.choose(&delivery.job)).collect();
         let (intake, keeps_records) = (&self.parts.intake, self.parts.keeps_records);
-        let places = timely.iter().zip(&choices).map(|(delivery, (name, _))| async move {
+        let places = self.arrived.iter().zip(&choices).map(|(delivery, (name, _))| async move {
             if !keeps_records {
                 return Ok(Place::Queue { name: name.clone(), before: false });
             }
             place(intake, &delivery.job, name, now).await
         });
         let places = join_all(places).await;
+        let timely = take(&mut self.arrived);
         if places.iter().any(Result::is_ok) {
             self.records.reset();
         }

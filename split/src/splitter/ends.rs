@@ -1,5 +1,6 @@
 //! The ends of deliveries: acknowledged, buried, or given back.
 
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,7 +125,9 @@ impl Splitter {
             self.sort(&sent);
         }
         self.calls.abort_all();
-        let lanes = std::mem::take(&mut self.lanes);
+        let lanes = take(&mut self.lanes);
+        let arrived = take(&mut self.arrived).into_iter().map(Delivery::release);
+        self.settlements.extend(arrived);
         // What is on its way may arrive all the same: the record at the intake says so to who sends it
         // again.
         let held = lanes.into_values().flat_map(|lane| lane.out.into_iter().chain(lane.waiting));

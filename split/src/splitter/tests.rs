@@ -1037,6 +1037,32 @@ async fn a_stop_while_it_is_asked_whether_the_broker_answers_charges_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_while_it_is_written_down_where_jobs_go_charges_nothing() {
+    let mut scene = Scene::new(None);
+    // It answers after two seconds, and the stop comes to its half after two and a half.
+    scene.afflict("intake", Faults { lag: scene.grace * 2 / 5, ..Faults::NONE });
+    scene.publish(10, |_, _| {}).await;
+    let (splitter, _leases) = scene.splitter();
+    run_for_a_moment(splitter).await;
+    let again = scene.intake.receive(NonZeroUsize::new(10).unwrap(), Duration::ZERO).await;
+    let attempts: Vec<u32> = again.unwrap().iter().map(|delivery| delivery.attempt).collect();
+    assert_eq!(attempts, [1; 10], "no attempt was spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_queue_is_opened_charges_nothing() {
+    let mut scene = Scene::new(None);
+    scene.opening = Arc::new(|_| Box::pin(std::future::pending()));
+    let record = JobResult::moved("job-0".parse().unwrap(), "gone", scene.clock.now());
+    scene.intake.put(&record).await.unwrap();
+    scene.publish(1, |_, _| {}).await;
+    let (splitter, _leases) = scene.splitter();
+    run_for_a_moment(splitter).await;
+    let again = scene.intake.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+    assert_eq!((again.len(), again[0].attempt), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_cuts_no_call_off_that_waits_for_jobs_however_short_the_grace_period_is() {
     for grace in [100, 1000, 2000, 3000, 10_000].map(Duration::from_millis) {
         let scene = Scene { grace, ..Scene::new(None) };
