@@ -184,6 +184,9 @@ impl<B: AnyQueue + ?Sized + 'static> Broker for Faulty<B> {
     async fn receive(&self, max: NonZeroUsize, wait: Duration) -> Result<Vec<Delivery>> {
         let start = Instant::now();
         let effect = async {
+            if self.fate().fails_to_give() {
+                return Err(self.outage());
+            }
             loop {
                 let left = wait.saturating_sub(start.elapsed());
                 let next_end = self.fate().next_end();

@@ -75,6 +75,17 @@ async fn a_call_that_answers_late_has_had_its_effect_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_for_jobs_that_fails_leaves_them_and_other_calls_as_they_are() {
+    let denied = Faults { fail_receive: 1.0, kind: ErrorKind::Denied, ..Faults::NONE };
+    let queue = Faulty::new(memory(), denied, 1);
+    queue.publish(vec![job(0)]).await.unwrap();
+    assert_eq!(take(&queue).await.unwrap_err(), ErrorKind::Denied);
+    assert_eq!((queue.depth().await.unwrap().ready, queue.injected().failed_before), (1, 1));
+    queue.set(Faults::NONE);
+    assert_eq!(take(&queue).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_delivery_comes_back_with_its_lease() {
     let queue = Faulty::new(memory(), Faults { drop_delivery: 1.0, ..Faults::NONE }, 1);
     queue.publish(vec![job(1)]).await.unwrap();

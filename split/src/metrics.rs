@@ -17,7 +17,7 @@
 //! | `split_weights_reloads_total` | `outcome`: ok, failed | changes of the file of weights: `ok` once all queues are open |
 //! | `split_weights_broken` | `what`: file, queues | 1 while the newest weights cannot be used for that, and those before them are |
 //! | `split_broker_errors_total` | `call` | calls to the broker that failed |
-//! | `split_broker_up` | - | 1 when the broker answered last |
+//! | `split_broker_up` | - | 1 when the broker answered last, and jobs can be received |
 //!
 //! `to` is a queue that has or had a weight.
 
@@ -66,7 +66,7 @@ pub struct Metrics {
     pub broken: IntGaugeVec,
     /// Calls to the broker that failed.
     pub broker_errors: IntCounterVec,
-    /// 1 when the broker answered last.
+    /// 1 when the broker answered last, and jobs can be received.
     pub broker_up: IntGauge,
 }
 
@@ -145,7 +145,10 @@ impl Metrics {
                 "what",
             )?,
             broker_errors: counters("split_broker_errors_total", "Calls that failed.", "call")?,
-            broker_up: IntGauge::new("split_broker_up", "1 when the broker answered last.")?,
+            broker_up: IntGauge::new(
+                "split_broker_up",
+                "1 when the broker answered last, and jobs can be received.",
+            )?,
         })
     }
 

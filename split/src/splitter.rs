@@ -11,6 +11,7 @@ mod queues;
 mod window;
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,13 +103,18 @@ pub(crate) struct Splitter {
     weights: Arc<Weights>,
     /// Those that came last, while a queue of theirs cannot be opened.
     refused: Option<Arc<Weights>>,
+    /// Jobs of which it is being found where they go.
+    arrived: Vec<Delivery>,
     lanes: BTreeMap<String, Lane>,
     /// What is on its way to them.
     calls: JoinSet<Sent>,
     window: Window,
     /// Settlements that the intake has not taken yet.
     settlements: Vec<Settlement>,
+    /// Of receiving there, and of settling.
     failures: Failures,
+    /// Of publishing while the broker does not answer otherwise either.
+    away: Failures,
     /// Of writing down at the intake what becomes of jobs.
     records: Failures,
 }
@@ -122,11 +128,13 @@ impl Splitter {
             weights,
             refused: None,
             leases,
+            arrived: Vec::new(),
             lanes: queues.into_iter().map(|(name, queue)| (name, Lane::new(queue))).collect(),
             calls: JoinSet::new(),
             window: Window::new(parts.window, parts.body_memory),
             settlements: Vec::new(),
             failures: Failures::default(),
+            away: Failures::default(),
             records: Failures::default(),
             parts,
         }
@@ -171,7 +179,8 @@ impl Splitter {
         let room = self.window.room(n_held, self.leases.n_bytes());
         let wait = WAIT.min(self.parts.grace / 4).max(SHORT_WAIT);
         let wait = if n_held > 0 { SHORT_WAIT } else { wait };
-        let may_try = self.failures.may_try() && self.records.may_try();
+        let all = [&self.failures, &self.away, &self.records];
+        let may_try = all.into_iter().all(Failures::may_try);
         let (Some(room), true) = (room, may_try) else {
             tokio::select! { biased;
                 () = stop.cancelled() => {}
@@ -199,19 +208,22 @@ impl Splitter {
         let now = self.parts.clock.now();
         let (late, timely): (Vec<_>, Vec<_>) =
             deliveries.into_iter().partition(|delivery| delivery.job.expired(now));
+        // Not lost with this round when a stop cuts it off.
+        self.arrived = timely;
         for delivery in late {
             self.bury(delivery, Failure::expired()).await;
         }
         let choices: Vec<(String, bool)> =
-            timely.iter().map(|delivery| self.choose(&delivery.job)).collect();
+            self.arrived.iter().map(|delivery| self.choose(&delivery.job)).collect();
         let (intake, keeps_records) = (&self.parts.intake, self.parts.keeps_records);
-        let places = timely.iter().zip(&choices).map(|(delivery, (name, _))| async move {
+        let places = self.arrived.iter().zip(&choices).map(|(delivery, (name, _))| async move {
             if !keeps_records {
                 return Ok(Place::Queue { name: name.clone(), before: false });
             }
             place(intake, &delivery.job, name, now).await
         });
         let places = join_all(places).await;
+        let timely = take(&mut self.arrived);
         if places.iter().any(Result::is_ok) {
             self.records.reset();
         }

@@ -63,6 +63,15 @@ impl Fate {
         (pause, None)
     }
 
+    /// Whether a call for jobs fails though others of its kind do not.
+    pub(super) fn fails_to_give(&mut self) -> bool {
+        let chance = self.faults.fail_receive;
+        // Drawn only where it counts: seeds of others stay what they are.
+        let fails = chance > 0.0 && self.dice.random_bool(chance);
+        self.injected.failed_before += u64::from(fails);
+        fails
+    }
+
     /// Loses some deliveries and dooms the leases of others.
     pub(super) fn afflict(&mut self, deliveries: Vec<Delivery>, lease: Duration) -> Vec<Delivery> {
         let mut left = Vec::new();

@@ -11,6 +11,8 @@ pub struct Faults {
     pub fail_before: f64,
     /// The chance that a call fails to answer, though it had its effect.
     pub fail_after: f64,
+    /// The chance that a call for jobs fails and had no effect, beside those that any call has.
+    pub fail_receive: f64,
     /// The chance that a delivery gets lost, as with a worker that dies just then.
     pub drop_delivery: f64,
     /// The chance that a lease ends at a moment before its time.
@@ -33,6 +35,7 @@ impl Faults {
     pub const NONE: Self = Self {
         fail_before: 0.0,
         fail_after: 0.0,
+        fail_receive: 0.0,
         drop_delivery: 0.0,
         end_lease: 0.0,
         refuse_rejection: 0.0,
@@ -49,6 +52,7 @@ impl Default for Faults {
         Self {
             fail_before: 0.05,
             fail_after: 0.05,
+            fail_receive: 0.0,
             drop_delivery: 0.05,
             end_lease: 0.05,
             refuse_rejection: 0.05,

@@ -49,16 +49,13 @@ impl Splitter {
     async fn call(&mut self) {
         let names: Vec<String> = self.lanes.keys().cloned().collect();
         for name in names {
-            let batch = self.next_batch(&name).await;
-            if batch.is_empty() {
+            let n_jobs = self.n_next(&name).await;
+            if n_jobs == 0 {
                 continue;
             }
-            let queue = self.opened(&name).await;
+            let Some(queue) = self.opened(&name).await else { continue };
             let Some(lane) = self.lanes.get_mut(&name) else { continue };
-            let Some(queue) = queue else {
-                lane.put_back(batch);
-                continue;
-            };
+            let batch: Vec<Held> = lane.waiting.drain(..n_jobs).collect();
             let store = self.parts.results.clone().unwrap_or_else(|| queue.clone());
             let jobs = batch.iter().map(|held| (as_published(&held.delivery.job), held.before));
             let jobs: Vec<_> = jobs.collect();
@@ -71,38 +68,58 @@ impl Splitter {
         }
     }
 
-    /// The next jobs of a queue that may be called, without those whose time is over.
-    async fn next_batch(&mut self, name: &str) -> Vec<Held> {
+    /// How many of the jobs that wait for a queue are sent next, none while it may not be called; those
+    /// in front of them whose time is over wait no more.
+    async fn n_next(&mut self, name: &str) -> usize {
         loop {
             let now = self.parts.clock.now();
             let lane = self.lanes.get_mut(name).filter(|lane| lane.out.is_empty());
-            let Some(lane) = lane else { return Vec::new() };
+            let Some(lane) = lane else { return 0 };
             if lane.waiting.is_empty() {
                 // Else nobody would find out that there is room again.
                 lane.is_full = false;
-                return Vec::new();
+                return 0;
             }
             if !lane.failures.may_try() {
-                return Vec::new();
+                return 0;
             }
             let n_jobs = lane.chunk.min(lane.waiting.len());
             let batch: Vec<Held> = lane.waiting.drain(..n_jobs).collect();
             let mine = batch.into_iter().filter(|held| self.leases.holds(held.delivery.receipt()));
             let (late, batch): (Vec<_>, Vec<_>) =
                 mine.partition(|held| held.delivery.job.expired(now));
+            let (n_late, n_next) = (late.len(), batch.len());
+            // They stay there until they are sent: a stop may come before.
+            lane.put_back(batch);
             for held in late {
                 self.bury(held.delivery, Failure::expired()).await;
             }
-            if !batch.is_empty() {
-                return batch;
+            if n_late == 0 && n_next > 0 {
+                return n_next;
             }
         }
     }
 
-    async fn hear(&mut self, Sent { name, answered, published }: Sent) {
-        let Some(lane) = self.lanes.get_mut(&name) else { return };
+    async fn hear(&mut self, sent: Sent) {
+        self.sort(&sent);
+        let Sent { name, published, .. } = sent;
+        let Err(error) = published else { return self.answered() };
+        // One that refuses without a word of what it has stored may be going down.
+        let is_unsure = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Full);
+        let answers = error.is_answer() || is_unsure && self.answers().await;
+        if answers {
+            self.answered();
+        }
+        let rest = self.lanes.get_mut(&name).map(|lane| take(&mut lane.out)).unwrap_or_default();
+        self.not_published(&name, rest, &error, answers).await;
+    }
+
+    /// Makes ends of jobs that have gone on, or are answered; the others stay with those on their way.
+    /// It waits for nothing, so that no stop comes in between.
+    pub(super) fn sort(&mut self, Sent { name, answered, published }: &Sent) {
+        let Some(lane) = self.lanes.get_mut(name) else { return };
         let stored = published.as_ref().err().map_or(&[][..], Error::stored);
-        let stored: HashSet<JobId> = stored.iter().cloned().collect();
+        let stored: HashSet<&JobId> = stored.iter().collect();
         let (mut gone, mut rest) = (Vec::new(), Vec::new());
         for (nth, held) in take(&mut lane.out).into_iter().enumerate() {
             if answered.get(nth) == Some(&true) {
@@ -116,14 +133,8 @@ impl Splitter {
         if published.is_ok() && !gone.is_empty() {
             lane.succeeded();
         }
-        self.gone(&name, gone);
-        let Err(error) = published else { return self.answered() };
-        let is_away = error.kind() == ErrorKind::Unavailable;
-        let answers = error.is_answer() || is_away && self.answers().await;
-        if answers {
-            self.answered();
-        }
-        self.not_published(&name, rest, &error, answers).await;
+        lane.out = rest;
+        self.gone(name, gone);
     }
 
     fn gone(&mut self, name: &str, batch: Vec<Held>) {

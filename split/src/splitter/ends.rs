@@ -1,5 +1,6 @@
 //! The ends of deliveries: acknowledged, buried, or given back.
 
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +91,7 @@ impl Splitter {
     }
 
     pub(super) async fn settle(&mut self) {
-        if self.settlements.is_empty() || !self.failures.may_try() {
+        if self.settlements.is_empty() || !self.failures.may_try() || !self.away.may_try() {
             return;
         }
         let answers = self.parts.intake.settle(&self.settlements).await;
@@ -118,8 +119,15 @@ impl Splitter {
 
     /// Gives back what has not gone on, and says so until the broker has heard it.
     pub(super) async fn drain(mut self, end: Instant) {
+        while let Some(ended) = self.calls.try_join_next() {
+            // Nobody has heard it yet: the round that would was cut off, waiting for something else.
+            let Ok(sent) = ended else { continue };
+            self.sort(&sent);
+        }
         self.calls.abort_all();
-        let lanes = std::mem::take(&mut self.lanes);
+        let lanes = take(&mut self.lanes);
+        let arrived = take(&mut self.arrived).into_iter().map(Delivery::release);
+        self.settlements.extend(arrived);
         // What is on its way may arrive all the same: the record at the intake says so to who sends it
         // again.
         let held = lanes.into_values().flat_map(|lane| lane.out.into_iter().chain(lane.waiting));
@@ -145,10 +153,11 @@ impl Splitter {
         }
     }
 
-    /// The broker has answered, whatever it was asked; that counts for little while nothing can be written
-    /// down there.
-    pub(super) fn answered(&self) {
-        if self.records.may_try() {
+    /// The broker has answered, whatever it was asked; that counts for little while the intake gives no
+    /// jobs or takes no ends of them, or nothing can be written down there.
+    pub(super) fn answered(&mut self) {
+        self.away.reset();
+        if self.failures.are_none() && self.records.may_try() {
             self.parts.metrics.broker_up.set(1);
             self.parts.gate.open();
         }
@@ -159,7 +168,7 @@ impl Splitter {
         self.told_of(call, error);
     }
 
-    fn told_of(&self, call: &'static str, error: &Error) {
+    pub(super) fn told_of(&self, call: &'static str, error: &Error) {
         self.parts.metrics.broker_errors.with_label_values(&[call]).inc();
         self.parts.metrics.broker_up.set(0);
         self.parts.gate.close(format!("{call}: {error}"));

@@ -92,8 +92,14 @@ impl Lane {
     pub(super) fn succeeded(&mut self) {
         self.failures.reset();
         (self.is_full, self.refuses, self.in_doubt) = (false, false, false);
-        (self.gave_back, self.n_alone, self.silent_since) = (None, 0, None);
+        self.gave_back = None;
         self.chunk = (self.chunk * 2).min(CHUNK);
+        self.answered();
+    }
+
+    /// It has said something, if no more than that it is full: what silence there was is over.
+    pub(super) fn answered(&mut self) {
+        (self.n_alone, self.silent_since) = (0, None);
     }
 
     /// It did not answer; whether its broker does otherwise says whether that is about this queue.
@@ -169,6 +175,11 @@ impl Failures {
 
     pub(super) fn reset(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether the last call went well.
+    pub(super) fn are_none(&self) -> bool {
+        self.n == 0
     }
 
     pub(super) fn may_try(&self) -> bool {

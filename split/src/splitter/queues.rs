@@ -106,6 +106,9 @@ impl Splitter {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         let (n_jobs, in_doubt) = (batch.len(), error.may_be_stored());
         batch.iter_mut().for_each(|held| held.before |= in_doubt);
+        if error.is_answer() || error.kind() == ErrorKind::Full {
+            lane.answered();
+        }
         let may_halve = match error.kind() {
             // Where it is not known what was stored, each that is sent again may leave a copy.
             ErrorKind::Full => !in_doubt && n_jobs > 1,
@@ -138,7 +141,8 @@ impl Splitter {
             ErrorKind::Unavailable if !answers => {
                 // The broker is away, and all wait alike.
                 lane.did_not_answer(false);
-                self.trouble("publish", error);
+                self.away.add();
+                self.told_of("publish", error);
             }
             ErrorKind::Invalid => {}
             kind => {

@@ -515,8 +515,7 @@ async fn a_queue_that_answers_late_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_jobs_than_may_be_held_for_a_queue_that_hangs_hold_up_the_others_for_a_minute_at_most()
-{
+async fn more_jobs_than_may_be_held_for_a_queue_that_hangs_hold_up_the_others_for_two_calls() {
     let mut scene = Scene::new(None);
     scene.afflict("canary", Faults { lag: Duration::from_secs(7200), ..Faults::NONE });
     scene.publish(400, |_, _| {}).await;
@@ -550,25 +549,54 @@ async fn a_queue_that_takes_some_of_its_jobs_and_is_full_gets_each_once() {
     assert_eq!(scene.count("canary") + scene.count("stable"), 60);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_broker_that_is_back_is_told_though_as_many_jobs_are_held_as_may_be() {
-    let mut scene = Scene::new(Some(5));
-    let all = ["stable", "canary", "intake"].map(|name| scene.afflict(name, Faults::NONE));
+/// As many jobs are held as may be, for queues that have no room; the broker goes, and comes back.
+async fn go_and_come_back(mut scene: Scene, no_room: Faults) {
+    let all = [("stable", no_room), ("canary", no_room), ("intake", Faults::NONE)];
+    let all = all.map(|(name, faults)| (scene.afflict(name, faults), faults));
     let _split = scene.start(&CancellationToken::new());
     scene.publish(200, |_, _| {}).await;
     let in_flight = async || scene.intake.depth().await.unwrap().in_flight;
     scene.until("a full window", async || in_flight().await == 64).await;
     let is_up = || scene.metrics.broker_up.get() == 1;
     let away = Faults { fail_before: 1.0, ..Faults::NONE };
-    all.iter().for_each(|queue| queue.set(away));
+    all.iter().for_each(|(queue, _)| queue.set(away));
     scene.until("an outage", async || !is_up()).await;
     assert!(scene.health.ready().is_err());
-    all.iter().for_each(|queue| queue.set(Faults::NONE));
+    all.iter().for_each(|(queue, faults)| queue.set(*faults));
     let begun = Instant::now();
     scene.until("its end", async || is_up()).await;
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(scene.health.ready(), Ok(()));
     assert_eq!(in_flight().await, 64, "nothing more was received");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_back_is_told_though_as_many_jobs_are_held_as_may_be() {
+    go_and_come_back(Scene::new(Some(5)), Faults::NONE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_back_is_told_though_it_refuses_jobs_without_saying_what_it_has_stored() {
+    go_and_come_back(Scene::new(None), Faults { refuse_half: 1.0, ..Faults::NONE }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_intake_that_gives_no_jobs_is_told_all_the_time_though_the_queues_answer() {
+    let mut scene = Scene::new(Some(5));
+    let intake = scene.afflict("intake", Faults::NONE);
+    let _split = scene.start(&CancellationToken::new());
+    scene.publish(40, |_, _| {}).await;
+    let is_full = async || scene.waiting("stable").await + scene.waiting("canary").await == 10;
+    scene.until("two full queues", is_full).await;
+    intake.set(Faults { fail_receive: 1.0, kind: ErrorKind::Denied, ..Faults::NONE });
+    let is_up = || scene.metrics.broker_up.get() == 1;
+    scene.until("a refusal", async || !is_up()).await;
+    for _ in 0..6000 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!is_up() && scene.health.ready().is_err());
+    }
+    intake.set(Faults::NONE);
+    scene.until("its end", async || is_up() && scene.health.ready().is_ok()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -719,6 +747,34 @@ async fn a_queue_that_does_not_answer_while_its_broker_does_holds_up_no_other() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn silences_of_a_queue_that_answered_in_between_are_not_one() {
+    let silent = Faults { fail_before: 1.0, ..Faults::NONE };
+    let answers = [
+        Faults { kind: ErrorKind::Full, ..silent },
+        Faults { kind: ErrorKind::Invalid, ..silent },
+        Faults { refuse_half: 1.0, ..Faults::NONE },
+    ];
+    for answer in answers {
+        let mut scene = Scene::new(None);
+        scene.weights.send_replace(weights("stable=0,canary=1"));
+        let canary = scene.afflict("canary", silent);
+        let _split = scene.start(&CancellationToken::new());
+        scene.publish(40, |_, _| {}).await;
+        let n_silences = || scene.metrics.broker_errors.with_label_values(&["publish"]).get();
+        scene.until("a silence", async || n_silences() > 0).await;
+        canary.set(answer);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        let before = n_silences();
+        canary.set(silent);
+        scene.publish(1, |_, job| job.id = "later".parse().unwrap()).await;
+        scene.until("another", async || n_silences() > before + 1).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let refuses = scene.metrics.refuses.with_label_values(&["canary"]).get();
+        assert_eq!(refuses, 0, "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queue_that_hangs_holds_up_no_other() {
     let mut scene = Scene::new(None);
     // Each call takes minutes, if not hours.
@@ -744,6 +800,15 @@ async fn a_queue_that_hangs_holds_up_no_other() {
     assert_eq!(scene.waiting("stable").await + scene.waiting("canary").await, 140);
 }
 
+/// Receives jobs until as many are held as may be.
+async fn fill(scene: &Scene, splitter: &mut Splitter) {
+    let stop = CancellationToken::new();
+    while scene.intake.depth().await.unwrap().in_flight < 64 {
+        let received = splitter.receive(&stop).await;
+        splitter.route(received).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_the_broker_is_told_of_no_queue_and_charges_no_job() {
     let mut scene = Scene::new(None);
@@ -755,11 +820,8 @@ async fn an_outage_of_the_broker_is_told_of_no_queue_and_charges_no_job() {
         vec![("stable", stable.clone()), ("canary", canary.clone()), ("intake", intake.clone())];
     let (mut splitter, _leases) = scene.splitter();
     scene.publish(64, |_, _| {}).await;
+    fill(&scene, &mut splitter).await;
     let stop = CancellationToken::new();
-    while scene.intake.depth().await.unwrap().in_flight < 64 {
-        let received = splitter.receive(&stop).await;
-        splitter.route(received).await;
-    }
     let all = [&stable, &canary, &intake];
     all.iter().for_each(|queue| queue.set(away));
     let begun = Instant::now();
@@ -923,6 +985,81 @@ async fn a_stop_gives_back_what_has_not_gone_on_and_charges_nothing() {
     let max = NonZeroUsize::new(40).unwrap();
     let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
     assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
+
+/// Runs a split that is told to stop after a moment.
+async fn run_for_a_moment(splitter: Splitter) {
+    let stop = CancellationToken::new();
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stop.cancel();
+    };
+    tokio::join!(splitter.run(stop.clone()), stopping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_gives_no_job_back_that_a_queue_has_confirmed_however_late_the_intake_answers() {
+    // It takes all of its jobs, or half of them.
+    for refuse_half in [0.0, 1.0] {
+        let mut scene = Scene::new(None);
+        let late = Faults { delay: scene.grace / 4, refuse_half, ..Faults::NONE };
+        scene.afflict("stable", late);
+        let intake = scene.afflict("intake", Faults::NONE);
+        scene.publish(64, |_, _| {}).await;
+        let (mut splitter, _leases) = scene.splitter();
+        fill(&scene, &mut splitter).await;
+        // It confirms while the intake is told what the other has confirmed.
+        intake.set(Faults { lag: scene.grace, ..Faults::NONE });
+        run_for_a_moment(splitter).await;
+        let (stable, canary) = (scene.waiting("stable").await, scene.waiting("canary").await);
+        assert!(stable > 0 && canary > 0, "{stable} {canary}");
+        assert_eq!((scene.count("stable"), scene.count("canary")), (stable, canary));
+        let depth = scene.intake.depth().await.unwrap();
+        assert_eq!((depth.ready, depth.in_flight), (64 - stable - canary, 0), "{refuse_half}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_it_is_asked_whether_the_broker_answers_charges_nothing() {
+    let mut scene = Scene { grace: Duration::from_secs(1), ..Scene::new(None) };
+    scene.weights.send_replace(weights("stable=0,canary=1"));
+    scene.afflict("canary", Faults { fail_before: 1.0, ..Faults::NONE });
+    let intake = scene.afflict("intake", Faults::NONE);
+    scene.publish(64, |_, _| {}).await;
+    let (mut splitter, _leases) = scene.splitter();
+    fill(&scene, &mut splitter).await;
+    intake.set(Faults { lag: scene.grace, ..Faults::NONE });
+    run_for_a_moment(splitter).await;
+    let max = NonZeroUsize::new(64).unwrap();
+    let again = scene.intake.receive(max, Duration::ZERO).await.unwrap();
+    assert_eq!(again.len(), 64, "they are given back");
+    assert!(again.iter().all(|delivery| delivery.attempt == 1), "no attempt was spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_it_is_written_down_where_jobs_go_charges_nothing() {
+    let mut scene = Scene::new(None);
+    // It answers after two seconds, and the stop comes to its half after two and a half.
+    scene.afflict("intake", Faults { lag: scene.grace * 2 / 5, ..Faults::NONE });
+    scene.publish(10, |_, _| {}).await;
+    let (splitter, _leases) = scene.splitter();
+    run_for_a_moment(splitter).await;
+    let again = scene.intake.receive(NonZeroUsize::new(10).unwrap(), Duration::ZERO).await;
+    let attempts: Vec<u32> = again.unwrap().iter().map(|delivery| delivery.attempt).collect();
+    assert_eq!(attempts, [1; 10], "no attempt was spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_queue_is_opened_charges_nothing() {
+    let mut scene = Scene::new(None);
+    scene.opening = Arc::new(|_| Box::pin(std::future::pending()));
+    let record = JobResult::moved("job-0".parse().unwrap(), "gone", scene.clock.now());
+    scene.intake.put(&record).await.unwrap();
+    scene.publish(1, |_, _| {}).await;
+    let (splitter, _leases) = scene.splitter();
+    run_for_a_moment(splitter).await;
+    let again = scene.intake.receive(NonZeroUsize::MIN, Duration::ZERO).await.unwrap();
+    assert_eq!((again.len(), again[0].attempt), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
