@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::{interrupted, usage};
 use crate::output::{Output, Reader, grouped, note};
-use crate::results::{Awaited, Expiry};
+use crate::results::Awaited;
 use crate::spread::Spread;
 use crate::trace::publication;
 
@@ -92,10 +92,10 @@ pub(super) async fn publish(
     enqueued.n_jobs += published.len();
     for (job, sent) in published.into_iter().zip(sent) {
         enqueued.n_known += usize::from(job.duplicate);
-        // What is known of it is another job's.
-        let expiry = if job.duplicate { Expiry::Unknown } else { sent.expiry };
         match (wait, output.json) {
-            (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
+            // What is known of it is another job's.
+            (true, _) if job.duplicate => enqueued.jobs.push(Awaited::known_by_id(job.id)),
+            (true, _) => enqueued.jobs.push(Awaited { id: job.id, ..sent }),
             (false, true) => {
                 let line = json!({ "id": job.id, "duplicate": job.duplicate });
                 enqueued.reader.print(|| output.json(&line))?;
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn jobs_that_may_be_stored_all_the_same_are_not_told_as_refused() {
-        let sent = [Awaited { id: "a".parse().unwrap(), expiry: Expiry::Unknown }];
+        let sent = [Awaited::known_by_id("a".parse().unwrap())];
         for (kind, is_of_all, is_in_doubt, exit) in [
             (ErrorKind::Full, true, false, Exit::Unavailable),
             (ErrorKind::Full, false, true, Exit::Unavailable),
