@@ -527,7 +527,7 @@ mod tests {
         let queue = queue(folder.path()).await;
         let mut old = Job::new("{}", Timestamp::now());
         let known = Awaited::of(&old);
-        old.enqueued_at = old.enqueued_at - queue.result_ttl();
+        old.enqueued_at -= queue.result_ttl();
         let old = Awaited::of(&old);
         assert_eq!(answer_of(&queue, &known).await.unwrap(), Answer::Gone(GONE));
         assert_eq!(answer_of(&queue, &old).await.unwrap(), Answer::Gone(OUT_OF_SIGHT));
