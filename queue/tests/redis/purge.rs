@@ -1,7 +1,5 @@
 //! A purge of many jobs, which takes several steps.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 
 use crate::{eventually, handle, job, server, url};
