@@ -17,6 +17,11 @@ use crate::output::note;
 /// What is said of a job whose result cannot come any more.
 pub(crate) const GONE: &str = "was purged, or forgotten by its queue, before it had a result";
 
+/// What is said of a job that was published longer ago than its result is kept. It may have had one, and
+/// one behind a split may still wait or run: where it went is remembered no longer than a result.
+const OUT_OF_SIGHT: &str = "is not found from here any more: a result, and where a split sent a job, is \
+                            forgotten after result_ttl";
+
 /// How long after its deadline a job is looked for among the dead letters.
 const SOON: Duration = Duration::from_millis(100);
 
@@ -24,7 +29,7 @@ const SOON: Duration = Duration::from_millis(100);
 /// on RabbitMQ each look goes through all dead letters.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How long who follows a job goes without asking whether it is still there: of one that was purged
+/// After how long who follows a job asks once more whether it is still there: of one that was purged
 /// before anybody followed it, nobody is told.
 const STILL_THERE: Duration = Duration::from_secs(10);
 
@@ -36,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Awaited {
     pub(crate) id: JobId,
+    /// When it was published; long ago where that is not known.
+    pub(crate) enqueued_at: Timestamp,
     pub(crate) expiry: Expiry,
 }
 
@@ -53,7 +60,21 @@ pub(crate) enum Expiry {
 impl Awaited {
     pub(crate) fn of(job: &Job) -> Self {
         let expiry = job.headers.deadline.map_or(Expiry::Never, Expiry::At);
-        Self { id: job.id.clone(), expiry }
+        Self { id: job.id.clone(), enqueued_at: job.enqueued_at, expiry }
+    }
+
+    /// A job of which no more is known than its id.
+    pub(crate) fn known_by_id(id: JobId) -> Self {
+        Self { id, enqueued_at: Timestamp::UNIX_EPOCH, expiry: Expiry::Unknown }
+    }
+
+    /// What is said when its queue does not know it.
+    fn lost(&self, queue: &Queue) -> Answer {
+        let kept_until = self.enqueued_at.checked_add(queue.result_ttl());
+        match kept_until.is_ok_and(|end| end <= Timestamp::now()) {
+            true => Answer::Gone(OUT_OF_SIGHT),
+            false => Answer::Gone(GONE),
+        }
     }
 }
 
@@ -62,8 +83,8 @@ impl Awaited {
 pub(crate) enum Answer {
     /// Its result, or what its dead letter says.
     Result(JobResult),
-    /// None, and none can come: it was purged, or its queue has forgotten it.
-    Gone,
+    /// None, and none can come from here, for this reason.
+    Gone(&'static str),
 }
 
 /// Waits until it is known what became of a job that was published.
@@ -73,30 +94,47 @@ pub(crate) enum Answer {
 pub(crate) async fn answer_of(queue: &Queue, job: &Awaited) -> Result<Answer> {
     tokio::select! {
         biased;
-        answer = answer_unless_dead(queue, &job.id) => answer,
+        answer = answer_unless_dead(
+            async || answer_now(queue, job).await,
+            followed(queue, &job.id),
+        ) => answer,
         result = death(queue, &job.id, job.expiry) => Ok(Answer::Result(result)),
     }
 }
 
-async fn answer_unless_dead(queue: &Queue, id: &JobId) -> Result<Answer> {
-    let mut followed = std::pin::pin!(followed(queue, id));
-    loop {
-        if let Some(answer) = answer_now(queue, id).await? {
-            return Ok(answer);
-        }
-        if let Ok(result) = tokio::time::timeout(STILL_THERE, &mut followed).await {
-            return Ok(result?.map_or(Answer::Gone, Answer::Result));
-        }
+/// Asks what is known of a job, which is then followed, and once more when it is. From then on who follows
+/// is told of all that becomes of it; what is unknown here has not ended then: it may have gone on, and
+/// the record of that be forgotten.
+async fn answer_unless_dead(
+    look: impl AsyncFn() -> ebb_queue::Result<Option<Answer>>,
+    followed: impl Future<Output = Result<Option<JobResult>>>,
+) -> Result<Answer> {
+    let mut followed = std::pin::pin!(followed);
+    let ended = |result: Option<JobResult>| result.map_or(Answer::Gone(GONE), Answer::Result);
+    if let Some(answer) = look().await? {
+        return Ok(answer);
+    }
+    if let Ok(result) = tokio::time::timeout(STILL_THERE, &mut followed).await {
+        return Ok(ended(result?));
+    }
+    match look().await? {
+        Some(answer) => Ok(answer),
+        None => Ok(ended(followed.await?)),
     }
 }
 
 /// What became of a job that was published, if that is known by now.
-async fn answer_now(queue: &Queue, id: &JobId) -> ebb_queue::Result<Option<Answer>> {
-    if let Some(result) = queue.get(id).await? {
+async fn answer_now(queue: &Queue, job: &Awaited) -> ebb_queue::Result<Option<Answer>> {
+    if let Some(result) = queue.get(&job.id).await? {
         return Ok(Some(Answer::Result(result)));
     }
-    let state = unless_denied(queue.state(id).await)?;
-    Ok((state == Some(JobState::Unknown)).then_some(Answer::Gone))
+    lost_now(queue, job).await
+}
+
+/// What is said of a job that has no result, if its queue does not know it.
+async fn lost_now(queue: &Queue, job: &Awaited) -> ebb_queue::Result<Option<Answer>> {
+    let state = unless_denied(queue.state(&job.id).await)?;
+    Ok((state == Some(JobState::Unknown)).then(|| job.lost(queue)))
 }
 
 /// What was found among the jobs: who may read results need not be one who may look there.
@@ -179,31 +217,69 @@ fn failed(letter: DeadLetter) -> JobResult {
 /// What is known now of jobs that were published; nothing where the queue does not answer soon, and
 /// of a job whose result cannot be read.
 pub(crate) async fn answers_now(queue: &Queue, jobs: &[Awaited]) -> Vec<Option<Answer>> {
-    let (mut found, mut unread) = (Vec::with_capacity(jobs.len()), Vec::new());
     let now = Timestamp::now();
     let is_late = |job: &&Awaited| matches!(job.expiry, Expiry::At(deadline) if deadline <= now);
+    let (mut results, mut states) = (Looks::new(jobs), Looks::new(jobs));
     let asked = async {
         if let Some(late) = jobs.iter().find(is_late) {
             // One look gives all that are expired their results.
             queue.show(&late.id).await.ok();
         }
-        let answers = stream::iter(jobs).map(|job| answer_now(queue, &job.id));
-        let mut answers = answers.buffered(AT_ONCE);
-        while let Some(answer) = answers.next().await {
-            // Of one that cannot be read nothing is said of those behind it.
-            found.push(answer.unwrap_or_else(|error| {
-                unread.push((found.len(), error));
-                None
-            }));
-        }
+        // All results first: whether an open job is still there may take as long as many of these.
+        let result = async |job: &Awaited| Ok(queue.get(&job.id).await?.map(Answer::Result));
+        let open = results.ask(0..jobs.len(), result).await;
+        // It may have been done since the look at its result.
+        let state = async |job: &Awaited| match lost_now(queue, job).await? {
+            Some(_) => answer_now(queue, job).await,
+            None => Ok(None),
+        };
+        states.ask(open, state).await;
     };
     tokio::time::timeout(PATIENCE, asked).await.ok();
-    if let [(nth, error), ..] = &unread[..] {
-        let (n_unread, id) = (unread.len(), &jobs[*nth].id);
-        note(format!("{n_unread} results cannot be read, the first that of {id}: {error}"));
+    results.note_unread("results cannot be read");
+    states.note_unread("jobs without a result cannot be looked at");
+    results.found.into_iter().zip(states.found).map(|(result, state)| result.or(state)).collect()
+}
+
+/// What many looks found, each at one of these jobs.
+struct Looks<'a> {
+    jobs: &'a [Awaited],
+    found: Vec<Option<Answer>>,
+    unread: Vec<(usize, ebb_queue::Error)>,
+}
+
+impl<'a> Looks<'a> {
+    fn new(jobs: &'a [Awaited]) -> Self {
+        Self { jobs, found: vec![None; jobs.len()], unread: Vec::new() }
     }
-    found.resize(jobs.len(), None);
-    found
+
+    /// Looks at some of the jobs, and says of which nothing was found and nothing failed.
+    async fn ask(
+        &mut self,
+        nths: impl IntoIterator<Item = usize>,
+        look: impl AsyncFn(&Awaited) -> ebb_queue::Result<Option<Answer>>,
+    ) -> Vec<usize> {
+        let (jobs, look, mut open) = (self.jobs, &look, Vec::new());
+        let answers = stream::iter(nths).map(async |nth| (nth, look(&jobs[nth]).await));
+        let mut answers = std::pin::pin!(answers.buffered(AT_ONCE));
+        while let Some((nth, answer)) = answers.next().await {
+            match answer {
+                Ok(None) => open.push(nth),
+                Ok(found) => self.found[nth] = found,
+                // Nothing is said by that of those behind it.
+                Err(error) => self.unread.push((nth, error)),
+            }
+        }
+        open
+    }
+
+    /// Says how many could not be read.
+    fn note_unread(&self, what: &str) {
+        if let [(nth, error), ..] = &self.unread[..] {
+            let (n_unread, id) = (self.unread.len(), &self.jobs[*nth].id);
+            note(format!("{n_unread} {what}, the first that of {id}: {error}"));
+        }
+    }
 }
 
 /// Waits for the result of a job, or until the queue knows that there will be none.
@@ -284,8 +360,8 @@ impl<'a> Line<'a> {
     }
 
     /// What stands for a result that cannot come any more.
-    pub(crate) fn gone(id: &'a JobId) -> Self {
-        let (kind, error) = (Some(FailureKind::Other), Some(GONE));
+    pub(crate) fn gone(id: &'a JobId, words: &'static str) -> Self {
+        let (kind, error) = (Some(FailureKind::Other), Some(words));
         Self { outcome: "failed", kind, error, ..Self::waiting(id) }
     }
 
@@ -316,7 +392,11 @@ pub(crate) fn body_of(body: &[u8]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use ebb_queue::{JSON, OpenOptions, Payloads, QueueUrl};
+    use std::sync::Arc;
+
+    use ebb_queue::faulty::{Faults, Faulty};
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, JSON, OpenOptions, Payloads, QueueUrl};
 
     use super::*;
 
@@ -412,8 +492,78 @@ mod tests {
         }
         let open = publish(&queue, "open", None).await;
         let answer = tokio::time::timeout(Duration::from_secs(30), answer_of(&queue, &job));
-        assert_eq!(answer.await.expect("it ends").unwrap(), Answer::Gone);
-        assert_eq!(answers_now(&queue, &[job, open]).await, [Some(Answer::Gone), None]);
+        assert_eq!(answer.await.expect("it ends").unwrap(), Answer::Gone(GONE));
+        assert_eq!(answers_now(&queue, &[job, open]).await, [Some(Answer::Gone(GONE)), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_is_unknown_long_after_it_is_followed_is_still_followed() {
+        let id: JobId = "passed-on".parse().unwrap();
+        let outcome = Outcome::Completed { content_type: JSON.into(), body: "42".into() };
+        let finished_at = Timestamp::UNIX_EPOCH;
+        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+        // The record that it went on is forgotten after a minute, and its worker comes after that.
+        let begun = tokio::time::Instant::now();
+        let unknown_after = |span: Duration| {
+            async move || Ok((begun.elapsed() >= span).then_some(Answer::Gone(GONE)))
+        };
+        let minute = Duration::from_secs(60);
+        let followed = async {
+            tokio::time::sleep(minute + STILL_THERE).await;
+            Ok(Some(result.clone()))
+        };
+        let answer = answer_unless_dead(unknown_after(minute), followed).await.unwrap();
+        assert_eq!(answer, Answer::Result(result));
+        // One that was purged before anybody followed it is told all the same.
+        let begun = tokio::time::Instant::now();
+        let purged = async || Ok((begun.elapsed() > Duration::ZERO).then_some(Answer::Gone(GONE)));
+        let answer = answer_unless_dead(purged, std::future::pending()).await.unwrap();
+        assert_eq!((answer, begun.elapsed()), (Answer::Gone(GONE), STILL_THERE));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_looked_for_too_late_is_not_said_to_have_had_no_result() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = queue(folder.path()).await;
+        let mut old = Job::new("{}", Timestamp::now());
+        let known = Awaited::of(&old);
+        old.enqueued_at -= queue.result_ttl();
+        let old = Awaited::of(&old);
+        assert_eq!(answer_of(&queue, &known).await.unwrap(), Answer::Gone(GONE));
+        assert_eq!(answer_of(&queue, &old).await.unwrap(), Answer::Gone(OUT_OF_SIGHT));
+        let found = answers_now(&queue, &[known, old]).await;
+        assert_eq!(found, [Some(Answer::Gone(GONE)), Some(Answer::Gone(OUT_OF_SIGHT))]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn open_jobs_take_no_time_from_the_results_behind_them() {
+        let memory = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+        let inner: Queue = Arc::new(memory.clone());
+        let mut jobs = Vec::new();
+        for nth in 0..4 * AT_ONCE {
+            jobs.push(publish(&inner, &format!("job-{nth}"), None).await);
+        }
+        let done = complete(&inner, jobs.last().unwrap()).await;
+        let faults = Faults { lag: PATIENCE / 5, ..Faults::NONE };
+        let slow: Queue = Arc::new(Faulty::new(Arc::new(memory), faults, 7));
+        let found = answers_now(&slow, &jobs).await;
+        assert_eq!(found.last(), Some(&Some(Answer::Result(done))));
+        assert_eq!(found.iter().flatten().count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_at_all_jobs_say_what_they_found_though_some_failed() {
+        let jobs: Vec<_> =
+            ["open", "done", "broken"].map(|id| Awaited::known_by_id(id.parse().unwrap())).into();
+        let mut looks = Looks::new(&jobs);
+        let open = looks.ask(0..3, async |job: &Awaited| match job.id.as_str() {
+            "open" => Ok(None),
+            "done" => Ok(Some(Answer::Gone(GONE))),
+            _ => Err(ebb_queue::Error::new(ErrorKind::Internal, "words")),
+        });
+        assert_eq!(open.await, [0]);
+        assert_eq!(looks.found, [None, Some(Answer::Gone(GONE)), None]);
+        assert_eq!(looks.unread.iter().map(|(nth, _)| *nth).collect::<Vec<_>>(), [2]);
     }
 
     /// The store of answers of a queue, and the queue.
@@ -489,7 +639,7 @@ mod tests {
         let id = "job-1".parse().unwrap();
         let waiting = serde_json::to_string(&Line::waiting(&id)).unwrap();
         assert_eq!(waiting, r#"{"id":"job-1","outcome":"waiting","error":"no result yet"}"#);
-        let gone = serde_json::to_string(&Line::gone(&id)).unwrap();
+        let gone = serde_json::to_string(&Line::gone(&id, GONE)).unwrap();
         let told =
             format!(r#"{{"id":"job-1","outcome":"failed","kind":"other","error":"{GONE}"}}"#);
         assert_eq!(gone, told);

@@ -68,13 +68,17 @@ impl Spread {
         opened.with_context(|| format!("queue {name}"))
     }
 
-    /// Publishes each job where it belongs, and says for each under which id it is known.
+    /// Publishes each job where it belongs, and notes in its place of `told`, as soon as its queue has
+    /// taken it, under which id it is known.
     ///
     /// # Errors
-    /// When a queue is full or does not answer; what went to others is there then.
-    pub(crate) async fn publish(&self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+    /// When a queue is full or does not answer; what went to others is there then, and noted.
+    pub(crate) async fn publish(
+        &self,
+        jobs: Vec<Job>,
+        told: &mut [Option<Published>],
+    ) -> Result<()> {
         let places = try_join_all(jobs.iter().map(|job| self.place(job))).await?;
-        let mut published: Vec<Option<Published>> = vec![None; jobs.len()];
         let mut by_queue: BTreeMap<String, Vec<(usize, Job)>> = BTreeMap::new();
         for (nth, (job, place)) in jobs.into_iter().zip(places).enumerate() {
             match place {
@@ -85,7 +89,7 @@ impl Spread {
                     }
                     by_queue.entry(name).or_default().push((nth, job));
                 }
-                Place::Answered => published[nth] = Some(Published { id: job.id, duplicate: true }),
+                Place::Answered => told[nth] = Some(Published { id: job.id, duplicate: true }),
             }
         }
         for (name, jobs) in by_queue {
@@ -95,10 +99,10 @@ impl Spread {
                 // Written down under other weights.
                 None => self.open(&name).await?,
             };
-            let told = queue.publish(jobs).await.with_context(|| format!("queue {name}"))?;
-            nths.into_iter().zip(told).for_each(|(nth, one)| published[nth] = Some(one));
+            let published = queue.publish(jobs).await.with_context(|| format!("queue {name}"))?;
+            nths.into_iter().zip(published).for_each(|(nth, one)| told[nth] = Some(one));
         }
-        Ok(published.into_iter().flatten().collect())
+        Ok(())
     }
 
     async fn place(&self, job: &Job) -> Result<Place> {
@@ -127,7 +131,47 @@ pub(crate) fn check_keys(by: By, jobs: &[Job]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ebb_queue::faulty::{Faults, Faulty};
+    use ebb_queue::memory::MemoryQueue;
+    use ebb_queue::{Behavior, OpenOptions};
+
     use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        queue: QueueArgs,
+    }
+
+    #[tokio::test]
+    async fn what_a_queue_has_taken_is_known_though_another_refuses() {
+        use clap::Parser;
+
+        let faults = |fail_before| Faults { fail_before, ..Faults::NONE };
+        let queue = |fail_before| -> Queue {
+            let memory = MemoryQueue::new(&Behavior::default(), OpenOptions::default());
+            Arc::new(Faulty::new(Arc::new(memory), faults(fail_before), 7))
+        };
+        let queues = [("a", 0.0), ("b", 1.0)].map(|(name, fails)| (name.to_owned(), queue(fails)));
+        let weights = ["a=1", "b=1"].map(|share| share.parse().unwrap());
+        let spread = Spread {
+            weights: Weights::new(weights).unwrap(),
+            by: By::Id,
+            records: None,
+            queues: queues.into(),
+            args: Cli::parse_from(["ebb"]).queue,
+            missing: Missing::Refuse,
+        };
+        let jobs: Vec<_> = (0..50).map(|_| Job::new("{}", Timestamp::now())).collect();
+        let is_taken = |job: &Job| spread.weights.choose(By::Id.of(job)) == "a";
+        let expected: Vec<_> = jobs.iter().map(is_taken).collect();
+        assert!(expected.contains(&true) && expected.contains(&false), "{expected:?}");
+        let mut told = vec![None; jobs.len()];
+        spread.publish(jobs, &mut told).await.unwrap_err();
+        assert_eq!(told.iter().map(Option::is_some).collect::<Vec<_>>(), expected);
+    }
 
     #[test]
     fn a_key_and_a_split_by_something_else_are_refused_together() {

@@ -14,7 +14,7 @@ use crate::exit::{Exit, missing, timeout, usage};
 use crate::options::{QueueArgs, parse_span};
 use crate::output::{Output, note, printable};
 use crate::pieces::{Said, objects, plain};
-use crate::results::{Awaited, ELSEWHERE, Expiry, GONE, Line, dead_now, death, unless_denied};
+use crate::results::{Awaited, ELSEWHERE, GONE, Line, dead_now, death, unless_denied};
 
 /// Which result, and in which form.
 #[derive(Debug, Args)]
@@ -96,7 +96,7 @@ pub(crate) async fn run(args: ResultArgs, output: Output) -> Result<Exit> {
             None => no_result(&queue, &args.id, shown, output).await,
         };
     }
-    let job = Awaited { id: args.id, expiry: Expiry::Unknown };
+    let job = Awaited::known_by_id(args.id);
     follow(&queue, &job, args.timeout, (shown, output)).await
 }
 
@@ -157,7 +157,7 @@ fn words_of(id: &JobId, state: Option<JobState>) -> String {
 
 async fn follow_on(
     queue: &Queue,
-    Awaited { id, expiry }: &Awaited,
+    Awaited { id, expiry, .. }: &Awaited,
     (shown, output): (Shown, Output),
 ) -> Result<Exit> {
     let mut frames = queue.follow(id, 0).await?;

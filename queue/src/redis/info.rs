@@ -40,6 +40,13 @@ pub(crate) const LIMITS: &[Limit] = &[
         instead: "leases and delays go by the server's clock: where that is set back, those that had \
                   begun last so much longer, and so long a job whose worker is lost waits for another",
     },
+    Limit {
+        promise: "slot moves",
+        instead: "while the slot of a queue moves to another node of a cluster, every call on the \
+                  queue fails rather than be done by half: leases end meanwhile, and their jobs \
+                  come again, the attempt charged. A move that hangs is ended by CLUSTER SETSLOT \
+                  SLOT STABLE on both nodes",
+    },
 ];
 
 /// What was found out about a server.

@@ -18,7 +18,8 @@ const INBOX: i64 = 6;
 #[derive(Debug, Clone)]
 struct Sweep {
     part: i64,
-    n_spared: i64,
+    /// Where to go on in it, empty at its beginning.
+    from: String,
     last_place: String,
     last_entry: String,
 }
@@ -26,25 +27,25 @@ struct Sweep {
 impl Calls {
     /// Deletes the next jobs that wait; where to go on, if there may be more.
     async fn purge_step(&self, sweep: Sweep) -> Result<(Purged, Option<Sweep>)> {
-        let Sweep { part, n_spared, last_place, last_entry } = sweep;
+        let Sweep { part, from, last_place, last_entry } = sweep;
         let call = self
             .call(&script::PURGE)
             .span(self.behavior.result_ttl)
             .span(self.behavior.key_ttl)
             .number(part)
-            .number(n_spared)
+            .text(from)
             .text(last_place)
             .text(last_entry);
         // Sent twice, the bodies of what the first one deleted would stay, and its jobs count for none.
         let mut parts = list(self.run(call, Again::No).await?)?.into_iter();
         let mut next = || parts.next().ok_or_else(|| garbled("a step of a purge"));
-        let (n_jobs, next_part, n_spared) = (int(&next()?)?, int(&next()?)?, int(&next()?)?);
+        let (n_jobs, next_part, from) = (int(&next()?)?, int(&next()?)?, text(next()?)?);
         let (last_place, last_entry) = (text(next()?)?, text(next()?)?);
         let read = if part == INBOX { stranger } else { known };
         let referring = list(next()?)?.into_iter().map(read).collect::<Result<_>>()?;
         self.send_owed(next()?).await;
         let n_jobs = u64::try_from(n_jobs).unwrap_or_default();
-        let rest = Sweep { part: next_part, n_spared, last_place, last_entry };
+        let rest = Sweep { part: next_part, from, last_place, last_entry };
         Ok((Purged { n_jobs, referring, n_left: 0 }, Some(rest).filter(|rest| rest.part >= 0)))
     }
 }
@@ -104,8 +105,8 @@ impl Operator for RedisQueue {
     }
 
     async fn purge_waiting(&self) -> Result<BoxStream<'static, Result<Purged>>> {
-        let (last_place, last_entry) = (String::new(), String::new());
-        let first = Sweep { part: INBOX, n_spared: 0, last_place, last_entry };
+        let [from, last_place, last_entry] = [(); 3].map(|()| String::new());
+        let first = Sweep { part: INBOX, from, last_place, last_entry };
         let steps = stream::try_unfold((self.clone(), Some(first)), |(queue, next)| async move {
             let Some(sweep) = next else { return Ok(None) };
             let (purged, next) = queue.calls().purge_step(sweep).await?;

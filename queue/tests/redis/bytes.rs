@@ -6,7 +6,7 @@ use ebb_queue::{Delivery, Job, Queue, QueueUrl, Timestamp};
 use ebb_servers::Redis;
 use redis::aio::MultiplexedConnection;
 
-use crate::{handle, plain, server, take, tell, url};
+use crate::{handle, job, plain, server, take, tell, url};
 
 const MANY: usize = 20;
 const BODY: usize = 1 << 20;
@@ -53,6 +53,24 @@ async fn jobs_with_long_bodies_come_a_few_at_a_time_and_all_in_order() {
     }
     let depth = queue.depth().await.unwrap();
     assert_eq!((depth.ready, depth.in_flight), (0, MANY as u64));
+}
+
+#[tokio::test]
+async fn a_short_job_leads_to_no_long_answer_of_jobs_whose_headers_are_long_too() {
+    let server = server("save \"\"").await;
+    let queue = handle(&patient(&server)).await;
+    queue.publish(vec![job("short")]).await.unwrap();
+    for nth in 0..MANY {
+        let mut job = Job::new(vec![b'x'; BODY], Timestamp::now());
+        job.id = format!("long-{nth}").parse().unwrap();
+        job.headers.tenant = Some("t".repeat(6000));
+        queue.publish(vec![job]).await.unwrap();
+    }
+    let taken = take(&queue, 99, Duration::ZERO).await;
+    assert_eq!(taken[0].job.id.as_str(), "short");
+    // As many as are 8 MiB together, and no more than the one with which they are.
+    let n_bytes: usize = taken.iter().map(|one| one.job.body.len()).sum();
+    assert!((2 * BODY..=9 * BODY).contains(&n_bytes), "{n_bytes} bytes, {} jobs", taken.len());
 }
 
 #[tokio::test]

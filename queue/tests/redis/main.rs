@@ -16,6 +16,7 @@ mod letters;
 mod moments;
 mod outages;
 mod owed;
+mod purge;
 mod replies;
 mod silence;
 mod strangers;

@@ -25,14 +25,16 @@ async fn a_stream_that_a_reply_begins_goes_when_the_result_is_forgotten_and_no_o
             _ => assert_eq!(left, FOR_EVER, "{to}"),
         }
     }
-    // One more reply keeps it longer, and cuts no time short that somebody else gave it.
-    for (given, longer) in [(60_000, true), (2 * ttl, false)] {
-        let words = ["PEXPIRE", "begun", &given.to_string()];
+    // One more reply keeps one with an end longer, whoever made it, and cuts no time short that its reader gave it.
+    for (to, given, longer) in
+        [("begun", 60_000, true), ("begun", 2 * ttl, false), ("kept", 60_000, true)]
+    {
+        let words = ["PEXPIRE", to, &given.to_string()];
         tell::<()>(&mut client, &words).await.unwrap();
-        queue.reply("begun", &result, None).await.unwrap();
-        let left: i64 = tell(&mut client, &["PTTL", "begun"]).await.unwrap();
-        assert_eq!(left > given, longer, "{left} of {given}");
-        assert!(left > ttl / 2, "{left}");
+        queue.reply(to, &result, None).await.unwrap();
+        let left: i64 = tell(&mut client, &["PTTL", to]).await.unwrap();
+        assert_eq!(left > given, longer, "{to}: {left} of {given}");
+        assert!(left > ttl / 2, "{to}: {left}");
     }
     // Who wants it kept says so once.
     tell::<()>(&mut client, &["PERSIST", "begun"]).await.unwrap();

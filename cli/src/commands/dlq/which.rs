@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ebb_queue::{DeadLetter, FailureKind, JobId, Queue, Timestamp, read_span};
+use futures::{StreamExt, stream};
 
 use crate::output::grouped;
 
@@ -114,6 +115,9 @@ impl Filter {
 /// through all letters.
 const A_FEW: usize = 4;
 
+/// Of more ids that are asked for one by one, so many at the same time.
+const AT_ONCE: usize = 16;
+
 /// What became of the letters that were meant.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Done {
@@ -145,16 +149,22 @@ impl Which {
         if self.filter.is_any() {
             let (letters, unseen) = self.filter.newest(queue, usize::MAX).await?;
             // In the order in which they died.
-            let ids: Vec<_> = letters.into_iter().rev().map(|letter| letter.job.id).collect();
+            let meant: Vec<_> = letters.into_iter().rev().map(Letter::of).collect();
+            let ids: Vec<_> = meant.iter().map(|letter| letter.id.clone()).collect();
             // None are all of them, to some.
             let n = if ids.is_empty() { 0 } else { act(Some(&ids)).await? };
-            let stayed =
-                stayed_of(&ids, n, async |ids: &[JobId]| self.letters_among(queue, ids).await);
+            let meant: BTreeSet<_> = meant.into_iter().collect();
+            let stayed = stayed_of(
+                (&ids, n),
+                async |ids: &[JobId]| self.newest_among(queue, ids).await,
+                |letter| meant.contains(letter),
+            );
             let stayed = stayed.await;
             return Ok(Done { stayed, unseen, ..Done::all(n) });
         }
         if self.all {
-            let n_before = queue.depth().await?.dead;
+            // What cannot be told keeps nobody from it.
+            let n_before = queue.depth().await.map_or(0, |depth| depth.dead);
             let n = act(None).await?;
             let n_others = n_before.saturating_sub(n);
             let stayed = if n_others == 0 { 0 } else { n_others.min(n_left(queue).await) };
@@ -168,13 +178,15 @@ impl Which {
     async fn each_named(
         &self,
         act: impl AsyncFn(Option<&[JobId]>) -> Answer<u64>,
-        letters_among: impl AsyncFn(&[JobId]) -> Answer<Vec<JobId>>,
+        letters_among: impl AsyncFn(&[JobId]) -> Answer<Vec<Letter>>,
     ) -> Result<Done> {
         let mut seen = BTreeSet::new();
         let ids: Vec<JobId> = self.ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
         if ids.len() > A_FEW {
+            let begun = Timestamp::now();
             let n = act(Some(&ids)).await?;
-            let stayed = stayed_of(&ids, n, letters_among).await;
+            let stayed =
+                stayed_of((&ids, n), letters_among, |letter| letter.died_at <= begun).await;
             return Ok(Done { stayed, unknown: no_letters_of(&ids, n + stayed), ..Done::all(n) });
         }
         let (mut n, mut others) = (0, Vec::new());
@@ -185,35 +197,63 @@ impl Which {
             }
         }
         let stayed = letters_among(&others).await?;
-        others.retain(|id| !stayed.contains(id));
+        others.retain(|id| !stayed.iter().any(|letter| letter.id == *id));
         let (stayed, unknown) = (stayed.len() as u64, no_letters_of(&others, 0));
         Ok(Done { stayed, unknown, ..Done::all(n) })
     }
 
-    /// Which of these are dead letters; of more than a few only those among the newest.
-    async fn letters_among(&self, queue: &Queue, ids: &[JobId]) -> Answer<Vec<JobId>> {
-        if ids.len() > A_FEW {
-            let letters = queue.list(self.filter.look).await?;
-            let named: BTreeSet<&JobId> = ids.iter().collect();
-            let found = letters.into_iter().map(|letter| letter.job.id);
-            return Ok(found.filter(|id| named.contains(id)).collect());
-        }
+    /// Which of these are dead letters. Of many the newest of the queue are looked at together, then the
+    /// others, which may be older or in the queue that their job went on to, each by itself, unless that
+    /// costs a walk through all letters.
+    async fn letters_among(&self, queue: &Queue, ids: &[JobId]) -> Answer<Vec<Letter>> {
+        let mut others: BTreeSet<_> = ids.iter().collect();
         let mut found = Vec::new();
-        for id in ids {
-            if queue.show(id).await?.is_some() {
-                found.push(id.clone());
+        if ids.len() > A_FEW {
+            found = self.newest_among(queue, ids).await?;
+            for letter in &found {
+                others.remove(&letter.id);
             }
         }
+        let is_many = others.len() > A_FEW;
+        if is_many && queue.info().await?.broker == "amqp" {
+            return Ok(found);
+        }
+        // Who walks through all letters keeps them from others who look.
+        let shown = stream::iter(others).map(|id| queue.show(id));
+        let mut shown = shown.buffered(if is_many { AT_ONCE } else { 1 });
+        while let Some(letter) = shown.next().await {
+            found.extend(letter?.map(Letter::of));
+        }
         Ok(found)
+    }
+
+    /// Which of these are among the newest dead letters of the queue.
+    async fn newest_among(&self, queue: &Queue, ids: &[JobId]) -> Answer<Vec<Letter>> {
+        let named: BTreeSet<_> = ids.iter().collect();
+        let letters = queue.list(self.filter.look).await?.into_iter().map(Letter::of);
+        Ok(letters.filter(|letter| named.contains(&letter.id)).collect())
+    }
+}
+
+/// A dead letter, told apart from one that the same job becomes later.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Letter {
+    id: JobId,
+    died_at: Timestamp,
+}
+
+impl Letter {
+    fn of(letter: DeadLetter) -> Self {
+        Self { id: letter.job.id, died_at: letter.died_at }
     }
 }
 
 /// How many of these letters, with so many of which it was done, are letters all the same, such as one
 /// that was cut: a warning says why.
 async fn stayed_of(
-    ids: &[JobId],
-    n: u64,
-    letters_among: impl AsyncFn(&[JobId]) -> Answer<Vec<JobId>>,
+    (ids, n): (&[JobId], u64),
+    letters_among: impl AsyncFn(&[JobId]) -> Answer<Vec<Letter>>,
+    is_meant: impl Fn(&Letter) -> bool,
 ) -> u64 {
     let n_others = (ids.len() as u64).saturating_sub(n);
     if n_others == 0 {
@@ -221,7 +261,7 @@ async fn stayed_of(
     }
     // What was done is told, whatever becomes of this look; a job that was put back may be dead again.
     let letters = letters_among(ids).await.unwrap_or_default();
-    n_others.min(letters.len() as u64)
+    n_others.min(letters.iter().filter(|letter| is_meant(letter)).count() as u64)
 }
 
 /// How many dead letters there are now, as far as that can be told.
@@ -254,14 +294,36 @@ fn no_letters_of(ids: &[JobId], n: u64) -> Option<String> {
 mod tests {
     use std::sync::Arc;
 
+    use ebb_queue::faulty::{Faults, Faulty};
     use ebb_queue::memory::MemoryQueue;
     use ebb_queue::{Behavior, Job, OpenOptions};
 
     use super::*;
 
     /// Those of these ids that are dead letters which are never put back.
-    async fn cut_among(ids: &[JobId]) -> Answer<Vec<JobId>> {
-        Ok(ids.iter().filter(|id| id.as_str() == "cut").cloned().collect())
+    async fn cut_among(ids: &[JobId]) -> Answer<Vec<Letter>> {
+        let cut = ids.iter().filter(|id| id.as_str() == "cut");
+        Ok(cut.map(|id| Letter { id: id.clone(), died_at: Timestamp::UNIX_EPOCH }).collect())
+    }
+
+    fn memory() -> MemoryQueue {
+        MemoryQueue::new(&Behavior::default(), OpenOptions::default())
+    }
+
+    /// Rejects all jobs that wait.
+    async fn reject_all(queue: &Queue) {
+        let held = queue.receive(9.try_into().unwrap(), Duration::ZERO).await.unwrap();
+        let rejects: Vec<_> = held.into_iter().map(|one| one.reject("bad")).collect();
+        queue.settle(&rejects).await.unwrap();
+    }
+
+    /// Publishes so many jobs, which die, and says their ids.
+    async fn publish_dead(queue: &Queue, n: usize) -> Vec<JobId> {
+        let jobs: Vec<_> = (0..n).map(|_| Job::new("body", Timestamp::now())).collect();
+        let ids = jobs.iter().map(|job| job.id.clone()).collect();
+        queue.publish(jobs).await.unwrap();
+        reject_all(queue).await;
+        ids
     }
 
     fn none() -> Filter {
@@ -340,12 +402,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_means_more_than_was_looked_at_is_told_so() {
-        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
-        let jobs = (0..3).map(|_| Job::new("body", Timestamp::now())).collect();
-        queue.publish(jobs).await.unwrap();
-        let all = queue.receive(3.try_into().unwrap(), Duration::ZERO).await.unwrap();
-        let rejects: Vec<_> = all.into_iter().map(|one| one.reject("bad")).collect();
-        queue.settle(&rejects).await.unwrap();
+        let queue: Queue = Arc::new(memory());
+        publish_dead(&queue, 3).await;
         for (look, n, is_told) in [(2, 2, true), (2, 1, false)] {
             let filter = Filter { older_than: Some(Duration::ZERO), look, ..none() };
             let which = Which { ids: Vec::new(), all: false, filter };
@@ -358,14 +416,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_letter_with_which_nothing_is_done_is_told_however_it_was_meant() {
-        let queue: Queue = Arc::new(MemoryQueue::new(&Behavior::default(), OpenOptions::default()));
-        let jobs: Vec<_> = (0..6).map(|_| Job::new("body", Timestamp::now())).collect();
-        let cut = jobs[0].id.clone();
-        let all: Vec<_> = jobs.iter().map(|job| job.id.clone()).collect();
-        queue.publish(jobs).await.unwrap();
-        let held = queue.receive(6.try_into().unwrap(), Duration::ZERO).await.unwrap();
-        let rejects: Vec<_> = held.into_iter().map(|one| one.reject("bad")).collect();
-        queue.settle(&rejects).await.unwrap();
+        let queue: Queue = Arc::new(memory());
+        let all = publish_dead(&queue, 6).await;
+        let cut = all[0].clone();
         // As a broker does it that cannot put this one back.
         let redrive = async |ids: Option<&[JobId]>| {
             let letters = queue.list(10).await?.into_iter().map(|letter| letter.job.id);
@@ -383,6 +436,49 @@ mod tests {
             let done = which.each(&queue, redrive).await.unwrap();
             assert_eq!(done, Done { stayed: 1, ..Done::all(n) }, "{which:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn all_are_put_back_though_nobody_can_tell_how_many_there_are() {
+        let (memory, faults) = (memory(), Faults { fail_before: 1.0, ..Faults::NONE });
+        let inner: Queue = Arc::new(memory.clone());
+        publish_dead(&inner, 2).await;
+        let silent: Queue = Arc::new(Faulty::new(Arc::new(memory), faults, 7));
+        let which = Which { ids: Vec::new(), all: true, filter: none() };
+        let done = which.each(&silent, async |ids| inner.redrive(ids).await).await.unwrap();
+        assert_eq!(done, Done::all(2));
+    }
+
+    #[tokio::test]
+    async fn a_letter_that_stayed_is_found_beyond_those_that_are_looked_at_together() {
+        let queue: Queue = Arc::new(memory());
+        let mut ids = publish_dead(&queue, A_FEW + 1).await;
+        ids.push("none".parse().unwrap());
+        let which = Which { ids, all: false, filter: Filter { look: 1, ..none() } };
+        let done = which.each(&queue, async |_| Ok(0)).await.unwrap();
+        let unknown = Some("1 of 6 ids are no dead letters".to_owned());
+        assert_eq!(done, Done { stayed: 5, unknown, ..Done::all(0) });
+    }
+
+    #[tokio::test]
+    async fn a_job_that_was_put_back_and_died_again_did_not_stay() {
+        let queue: Queue = Arc::new(memory());
+        let mut ids = publish_dead(&queue, A_FEW).await;
+        ids.push("none".parse().unwrap());
+        let redrive = async |ids: Option<&[JobId]>| {
+            let n = queue.redrive(ids).await?;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            reject_all(&queue).await;
+            // As where another was quicker with one of them.
+            Ok(n - u64::from(ids.is_some_and(|ids| ids.len() == A_FEW)))
+        };
+        let named = Which { ids, all: false, filter: none() };
+        let done = named.each(&queue, redrive).await.unwrap();
+        let unknown = Some("1 of 5 ids are no dead letters".to_owned());
+        assert_eq!(done, Done { unknown, ..Done::all(4) });
+        let alike = Filter { older_than: Some(Duration::ZERO), ..none() };
+        let alike = Which { ids: Vec::new(), all: false, filter: alike };
+        assert_eq!(alike.each(&queue, redrive).await.unwrap(), Done::all(3));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit::{interrupted, usage};
 use crate::output::{Output, Reader, grouped, note};
-use crate::results::{Awaited, Expiry};
+use crate::results::Awaited;
 use crate::spread::Spread;
 use crate::trace::publication;
 
@@ -31,10 +31,15 @@ impl Target<'_> {
         self.spread.map_or(Ok(()), |spread| spread.check(jobs))
     }
 
-    async fn publish(self, jobs: Vec<Job>) -> Result<Vec<Published>> {
+    /// Publishes the jobs, and notes of each that is taken under which id it is known.
+    async fn publish(self, jobs: Vec<Job>, told: &mut [Option<Published>]) -> Result<()> {
         match self.spread {
-            Some(spread) => spread.publish(jobs).await,
-            None => Ok(self.queue.publish(jobs).await?),
+            Some(spread) => spread.publish(jobs, told).await,
+            None => {
+                let published = self.queue.publish(jobs).await?;
+                told.iter_mut().zip(published).for_each(|(told, one)| *told = Some(one));
+                Ok(())
+            }
         }
     }
 
@@ -73,29 +78,29 @@ pub(super) async fn publish(
     let mut spans: Vec<Span> =
         jobs.iter_mut().map(|job| publication(&enqueued.traces, job)).collect();
     let sent: Vec<Awaited> = jobs.iter().map(Awaited::of).collect();
-    let Some(published) = confirmed(target.publish(jobs), stop).await else {
-        spans.iter_mut().for_each(Span::fail);
+    let mut told = vec![None; jobs.len()];
+    let answer = confirmed(target.publish(jobs, &mut told), stop).await;
+    if !matches!(answer, Some(Ok(()))) {
+        untold(&mut spans, &told).for_each(Span::fail);
+    }
+    // Until here, since they end when they are dropped.
+    drop(spans);
+    let Some(answer) = answer else {
         // Who knows the ids can ask again, and may send the same jobs again.
         sent.iter().for_each(|job| note(format!("sent and not confirmed: {}", job.id)));
         return Err(interrupted("interrupted while the queue did not answer"));
     };
-    let published = match published {
-        Ok(published) => published,
-        Err(error) => {
-            spans.iter_mut().for_each(Span::fail);
-            let is_of_all = target.refuses_all(sent.len()).await;
-            return Err(unless_refused(error, &sent, is_of_all));
-        }
-    };
-    // Until here, since they end when they are dropped.
-    drop(spans);
-    enqueued.n_jobs += published.len();
-    for (job, sent) in published.into_iter().zip(sent) {
+    if let Err(error) = answer {
+        let is_of_all = target.refuses_all(sent.len()).await;
+        return Err(unless_refused(error, &sent, is_of_all));
+    }
+    enqueued.n_jobs += told.len();
+    for (job, sent) in told.into_iter().flatten().zip(sent) {
         enqueued.n_known += usize::from(job.duplicate);
-        // What is known of it is another job's.
-        let expiry = if job.duplicate { Expiry::Unknown } else { sent.expiry };
         match (wait, output.json) {
-            (true, _) => enqueued.jobs.push(Awaited { id: job.id, expiry }),
+            // What is known of it is another job's.
+            (true, _) if job.duplicate => enqueued.jobs.push(Awaited::known_by_id(job.id)),
+            (true, _) => enqueued.jobs.push(Awaited { id: job.id, ..sent }),
             (false, true) => {
                 let line = json!({ "id": job.id, "duplicate": job.duplicate });
                 enqueued.reader.print(|| output.json(&line))?;
@@ -104,6 +109,14 @@ pub(super) async fn publish(
         }
     }
     Ok(())
+}
+
+/// What stands beside jobs of which no queue has said that it took them.
+fn untold<'a, T>(
+    beside: &'a mut [T],
+    told: &'a [Option<Published>],
+) -> impl Iterator<Item = &'a mut T> {
+    beside.iter_mut().zip(told).filter(|(_, told)| told.is_none()).map(|(one, _)| one)
 }
 
 /// What the queue answers; nothing when it does not soon after Ctrl-C.
@@ -177,7 +190,7 @@ mod tests {
 
     #[test]
     fn jobs_that_may_be_stored_all_the_same_are_not_told_as_refused() {
-        let sent = [Awaited { id: "a".parse().unwrap(), expiry: Expiry::Unknown }];
+        let sent = [Awaited::known_by_id("a".parse().unwrap())];
         for (kind, is_of_all, is_in_doubt, exit) in [
             (ErrorKind::Full, true, false, Exit::Unavailable),
             (ErrorKind::Full, false, true, Exit::Unavailable),
@@ -219,6 +232,15 @@ mod tests {
             let target = Target { name: "jobs", queue, spread: None };
             assert_eq!(target.refuses_all(n_jobs).await, is_of_all, "{n_jobs}");
         }
+    }
+
+    #[test]
+    fn only_jobs_that_no_queue_took_end_as_failed() {
+        let taken = Published { id: "a".parse().unwrap(), duplicate: false };
+        let mut beside = ["taken", "refused", "taken too"];
+        untold(&mut beside, &[Some(taken.clone()), None, Some(taken)])
+            .for_each(|one| *one = "failed");
+        assert_eq!(beside, ["taken", "failed", "taken too"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -82,7 +82,7 @@ pub(super) async fn tell_rest(queue: &Queue, jobs: &[Awaited], output: Output) -
 fn line_of<'a>(id: &'a JobId, answer: &'a Answer) -> Line<'a> {
     match answer {
         Answer::Result(result) => Line::of(result),
-        Answer::Gone => Line::gone(id),
+        Answer::Gone(why) => Line::gone(id, why),
     }
 }
 
@@ -90,7 +90,7 @@ fn exit_of(answer: &Answer) -> Exit {
     match answer {
         Answer::Result(result) if lies_elsewhere(result) => Exit::Usage,
         Answer::Result(result) if result.outcome.is_completed() => Exit::Done,
-        Answer::Result(_) | Answer::Gone => Exit::Failed,
+        Answer::Result(_) | Answer::Gone(_) => Exit::Failed,
     }
 }
 

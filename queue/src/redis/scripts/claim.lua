@@ -88,7 +88,7 @@ for nth, life in ipairs(lives) do
   published[nth] = plain(cmsgpack.unpack(life))
   jobs[nth] = not published[nth] and unpacked(life)
 end
-local texts_of = first_texts(ids, jobs)
+local texts_of = first_texts(ids)
 for nth, text in ipairs(texts_of) do
   local id = ids[nth]
   if published[nth] and #lent < MOST_ON_LOAN then

@@ -51,25 +51,16 @@ local function load_jobs(ids)
 end
 
 -- The texts of the first of these jobs: of all, or until they are so many bytes together, and of one at least.
--- The server answers nobody while it reads them, and who asked gives up a connection whose answer takes long. One
--- whose headers stand beside its life is long, and read alone; others page by page, each of no more than have
--- room if they are as long as the longest so far.
-local MOST_BYTES, PAGE_OF_JOBS = 8388608, 16
-local function first_texts(ids, jobs)
-  local texts, size, longest, room = {}, 0, 0, 1
-  local function is_long(nth) return jobs[nth] and jobs[nth].q end
-  while #texts < #ids and size < MOST_BYTES do
-    local first = #texts + 1
-    local last = first
-    while last < #ids and last - first + 1 < room and not is_long(last) and not is_long(last + 1) do
-      last = last + 1
-    end
-    for _, text in ipairs(redis.call('HMGET', key('jobs'), unpack(ids, first, last))) do
-      texts[#texts + 1] = text
-      local length = text and #text or 0
-      size, longest = size + length, math.max(longest, length)
-    end
-    room = math.min(math.max(math.floor((MOST_BYTES - size) / math.max(longest, 1)), 1), PAGE_OF_JOBS)
+-- The server answers nobody while it reads them, and who asked gives up a connection whose answer takes long. They
+-- are read one by one: how long one is shows only when it is there.
+local MOST_BYTES = 8388608
+local function first_texts(ids)
+  local texts, size = {}, 0
+  for nth, id in ipairs(ids) do
+    if size >= MOST_BYTES then break end
+    local text = redis.call('HGET', key('jobs'), id)
+    texts[nth] = text
+    size = size + (text and #text or 0)
   end
   return texts
 end

@@ -12,7 +12,7 @@ if tidy(result_ttl, key_ttl, STEP) then return { 1, 0, -1, -1, owed } end
 -- The first of these, and how many of the ids that were.
 local function letters(ids)
   local jobs, found = load_jobs(ids), {}
-  local texts_of = first_texts(ids, jobs)
+  local texts_of = first_texts(ids)
   for nth, text in ipairs(texts_of) do
     local job = jobs[nth]
     if job and job.w == 'Z' then

@@ -1,12 +1,15 @@
--- ARGV: time, result_ttl, key_ttl, part, how many of its first are to stay, last place or empty, last entry
--- of the inbox or empty. Deletes jobs that wait, a step of one part at a time, each part before those into which
+-- ARGV: time, result_ttl, key_ttl, part, where to go on in it or empty, last place or empty, last entry of the
+-- inbox or empty. Deletes jobs that wait, a step of one part at a time, each part before those into which
 -- its jobs go meanwhile: the inbox (6), the delayed (4), those delayed beyond their deadline (5), the line by
 -- priority (0 to 2, and 3 for places beyond all).
--- Answers {how many, next part or -1, how many of its first stay, last place, last entry, jobs whose bodies
--- lie elsewhere and are of use to no other queue, replies that are owed}.
+-- Answers {how many, next part or -1, where to go on in it, last place, last entry, jobs whose bodies lie
+-- elsewhere and are of use to no other queue, replies that are owed}.
+-- Where to go on is a score, and how many of those with it stay: a count of all that stay would lead too far
+-- once the first of them have left, as delayed jobs do when they are due.
 local STEP = 500
 local NEXT = { [6] = 4, [4] = 5, [5] = 0, [0] = 1, [1] = 2, [2] = 3, [3] = -1 }
-local part, n_spared, last, entry = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local part, last, entry = tonumber(ARGV[4]), tonumber(ARGV[6]), ARGV[7]
+local from, n_spared = string.match(ARGV[5], '^(%S+) (%d+)$')
 -- What is published while the steps go on is not meant.
 last = last or math.max(note('place'), (server_now - EPOCH) * 1024)
 if entry == '' then
@@ -17,7 +20,7 @@ if entry == '' then
   end
 end
 if tidy(tonumber(ARGV[2]), tonumber(ARGV[3]), STEP) then
-  return { 0, part, n_spared, last, entry, {}, owed }
+  return { 0, part, ARGV[5], last, entry, {}, owed }
 end
 
 local function purge_inbox()
@@ -31,7 +34,7 @@ local function purge_inbox()
     end
   end
   if #entries > 0 then redis.call('XDEL', inbox, unpack(entries)) end
-  return { #entries, #entries > 0 and 6 or NEXT[6], 0, last, entry, referring, owed }
+  return { #entries, #entries > 0 and 6 or NEXT[6], '', last, entry, referring, owed }
 end
 if part == 6 then return purge_inbox() end
 
@@ -39,10 +42,15 @@ local name, first, final = 'line', part * LANE, part * LANE + math.min(last, LAN
 if part == 4 then name = 'delayed' elseif part == 5 then name = 'doomed' end
 final = part < 3 and whole(final) or '+inf'
 first = part < 4 and whole(first) or '-inf'
-local ids = redis.call('ZRANGE', key(name), first, final, 'BYSCORE', 'LIMIT', n_spared, STEP)
+local found = redis.call(
+  'ZRANGE', key(name), from or first, final, 'BYSCORE', 'LIMIT', n_spared or 0, STEP, 'WITHSCORES'
+)
+local ids, scores = {}, {}
+for nth = 1, #found, 2 do ids[#ids + 1], scores[#scores + 1] = found[nth], found[nth + 1] end
 local taken, referring = {}, {}
 for nth, job in ipairs(load_jobs(ids)) do
   local id = ids[nth]
+  if scores[nth] ~= from then from, n_spared = scores[nth], 0 end
   if not job or (part >= 4 and job.s % LANE > last) then
     n_spared = n_spared + 1
   else
@@ -56,5 +64,6 @@ for nth, job in ipairs(load_jobs(ids)) do
 end
 flush()
 tell_answers(taken)
-if #ids < STEP then part, n_spared = NEXT[part], 0 end
-return { #taken, part, n_spared, last, entry, referring, owed }
+local rest = ''
+if #ids < STEP then part = NEXT[part] else rest = from .. ' ' .. whole(n_spared) end
+return { #taken, part, rest, last, entry, referring, owed }

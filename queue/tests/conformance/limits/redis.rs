@@ -2,5 +2,7 @@
 
 use super::Limits;
 
-pub const LIMITS: Limits =
-    Limits { not_run: &[], not_testable: &["power loss", "failover", "plain clients", "clock"] };
+pub const LIMITS: Limits = Limits {
+    not_run: &[],
+    not_testable: &["power loss", "failover", "plain clients", "clock", "slot moves"],
+};
