@@ -5,7 +5,7 @@ use std::sync::Arc;
 #[cfg(feature = "cpu")]
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// Who is told, on the device's thread, that a batch has work of a shape that was not run before.
@@ -33,52 +33,118 @@ impl std::fmt::Debug for FirstRuns {
     }
 }
 
-/// The shapes that were run, and who is told of the others.
+/// The shapes that were run to their end, and who is told of the others.
 #[cfg(feature = "cpu")]
 #[derive(Debug, Default)]
 pub(crate) struct KnownShapes {
-    known: Mutex<HashSet<[usize; 3]>>,
+    shapes: Mutex<Shapes>,
+    /// Whether the device compiles and tunes kernels for a shape.
+    is_tuned: bool,
     first_runs: FirstRuns,
 }
 
 #[cfg(feature = "cpu")]
+#[derive(Debug, Default)]
+struct Shapes {
+    known: HashSet<[usize; 3]>,
+    /// Of runs that were begun and did not come to their end yet.
+    begun: HashSet<[usize; 3]>,
+}
+
+#[cfg(feature = "cpu")]
 impl KnownShapes {
-    /// Tells this one from now on.
+    /// Of a model whose device tunes its kernels, or does not.
+    pub(crate) fn new(is_tuned: bool) -> Self {
+        Self { is_tuned, ..Self::default() }
+    }
+
+    /// Tells this one from now on, where kernels are tuned.
     pub(crate) fn tell(&mut self, first_runs: FirstRuns) {
-        self.first_runs = first_runs;
+        if self.is_tuned {
+            self.first_runs = first_runs;
+        }
     }
 
     /// These are run next, each as the sizes that its kernels depend on.
-    pub(crate) fn run(&self, shapes: impl IntoIterator<Item = [usize; 3]>) {
-        // A set is whole whatever its holder was doing.
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.len();
-        known.extend(shapes);
-        if known.len() > before {
+    pub(crate) fn begin(&self, shapes: impl IntoIterator<Item = [usize; 3]>) {
+        let mut lock = self.lock();
+        let Shapes { known, begun } = &mut *lock;
+        begun.extend(shapes.into_iter().filter(|shape| !known.contains(shape)));
+        // A run that nobody waited for may be tuned during the next.
+        if !begun.is_empty() {
             self.first_runs.begin();
         }
+    }
+
+    /// What was begun has come to its end, or has failed: then it may yet have to be tuned.
+    pub(crate) fn end(&self, is_sound: bool) {
+        let mut lock = self.lock();
+        let begun = std::mem::take(&mut lock.begun);
+        if is_sound {
+            lock.known.extend(begun);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shapes> {
+        // Sets are whole whatever their holder was doing.
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(all(test, feature = "cpu"))]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use super::*;
 
-    #[test]
-    fn a_shape_that_was_run_before_is_told_of_no_more() {
+    /// One who counts how often it is told.
+    pub(crate) fn counter() -> (FirstRuns, impl Fn() -> u32) {
         let told = Arc::new(AtomicU32::new(0));
         let n_told = Arc::clone(&told);
-        let mut shapes = KnownShapes::default();
-        shapes.run([[1, 16, 0]]);
-        shapes.tell(FirstRuns::new(move || {
+        let first_runs = FirstRuns::new(move || {
             n_told.fetch_add(1, Relaxed);
-        }));
+        });
+        (first_runs, move || told.load(Relaxed))
+    }
+
+    #[test]
+    fn a_shape_that_was_run_before_is_told_of_no_more() {
+        let (first_runs, n_told) = counter();
+        let mut shapes = KnownShapes::new(true);
+        shapes.begin([[1, 16, 0]]);
+        shapes.end(true);
+        shapes.tell(first_runs);
         for (more, expected) in [([1, 16, 0], 0), ([2, 16, 0], 1), ([2, 16, 0], 1), ([2, 24, 0], 2)]
         {
-            shapes.run([more, [1, 16, 0]]);
-            assert_eq!(told.load(Relaxed), expected, "{more:?}");
+            shapes.begin([more, [1, 16, 0]]);
+            shapes.end(true);
+            assert_eq!(n_told(), expected, "{more:?}");
         }
+    }
+
+    #[test]
+    fn a_shape_whose_run_failed_or_was_not_waited_for_is_told_of_again() {
+        let (first_runs, n_told) = counter();
+        let mut shapes = KnownShapes::new(true);
+        shapes.tell(first_runs);
+        let run = |shape, ended: Option<bool>| {
+            shapes.begin([shape]);
+            ended.into_iter().for_each(|is_sound| shapes.end(is_sound));
+            n_told()
+        };
+        assert_eq!(run([1, 16, 0], Some(false)), 1);
+        assert_eq!(run([1, 16, 0], Some(true)), 2);
+        assert_eq!(run([2, 16, 0], None), 3);
+        assert_eq!(run([1, 16, 0], Some(true)), 4, "it may be the other that takes long");
+        assert_eq!(run([2, 16, 0], Some(true)), 4);
+    }
+
+    #[test]
+    fn nobody_is_told_where_nothing_is_tuned() {
+        let (first_runs, n_told) = counter();
+        let mut shapes = KnownShapes::new(false);
+        shapes.tell(first_runs);
+        shapes.begin([[1, 16, 0]]);
+        assert_eq!(n_told(), 0);
     }
 }

@@ -67,7 +67,7 @@ pub trait Model: 'static {
     }
 
     /// From now on tells `first_runs` of each batch with work of a shape that was not run before, where
-    /// a shape has kernels of its own: they are compiled and tuned then, for minutes.
+    /// kernels are compiled and tuned for a shape, for minutes.
     fn tell_first_runs(&mut self, _first_runs: FirstRuns) {}
 
     /// Runs one batch.

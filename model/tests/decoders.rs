@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use ebb_model::causal::{Ended, Generator, Sampling, Sequence};
+use ebb_model::causal::{Ended, Generator, Sampling, Sequence, Source};
 use ebb_model::{DeviceChoice, FirstRuns, Model};
 use serde_json::Value;
 
@@ -71,9 +71,13 @@ fn generate(generator: &mut Generator, jobs: &[Sequence], at_once: usize) -> Vec
 }
 
 #[test]
-fn a_pass_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kernels() {
-    for device in DEVICES {
-        let mut generator = Generator::load(&data("tiny-llama"), device).expect("it loads");
+fn a_pass_with_a_shape_that_was_not_run_before_is_told_of_where_kernels_are_tuned() {
+    let tensors = DeviceChoice::CpuTensors(None);
+    for (device, is_tuned) in [(DeviceChoice::Cpu, false), (tensors, false), (tensors, true)] {
+        let opened = device.start().expect("a processor is there");
+        let opened = if is_tuned { opened.as_if_tuned() } else { opened };
+        let source = Source::open(&data("tiny-llama")).expect("it is committed");
+        let mut generator = Generator::on(source, &opened).expect("it loads");
         generator.warm_up().expect("the device is sound");
         let n_told = Arc::new(AtomicUsize::new(0));
         let told = Arc::clone(&n_told);
@@ -88,7 +92,7 @@ fn a_pass_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kern
             generate(&mut generator, &jobs, 1);
             n_told.load(Relaxed) - before
         };
-        assert_eq!(told(0) > 0, device != DeviceChoice::Cpu, "{device}");
+        assert_eq!(told(0) > 0, is_tuned, "{device}");
         // How much of a prompt a pass reads goes by the time that passes take; once all have been run.
         assert!((1..100).any(|round| told(round) == 0), "{device}: there is always a new one");
     }

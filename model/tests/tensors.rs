@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use ebb_model::bert::{Classifier, Encoder, Pieces, Tagger, Tokenizer, Tokens, Warmer};
+use ebb_model::bert::{Classifier, Encoder, Pieces, Source, Tagger, Tokenizer, Tokens, Warmer};
 use ebb_model::{DeviceChoice, Dtype, FirstRuns, InferError, InferErrorKind, Model};
 use serde_json::json;
 
@@ -249,22 +249,28 @@ fn first_runs<M: Model>(mut model: M, batches: [&[M::Input]; 2]) -> [usize; 3] {
 }
 
 #[test]
-fn a_batch_with_a_shape_that_was_not_run_before_is_told_of_where_shapes_have_kernels() {
-    for (device, expected) in [(DeviceChoice::Cpu, [0, 0, 0]), (tensors(Dtype::F32), [0, 1, 1])] {
+fn a_batch_with_a_shape_that_was_not_run_before_is_told_of_where_kernels_are_tuned() {
+    let open = |device: DeviceChoice| device.start().unwrap();
+    for (device, expected) in [
+        (open(DeviceChoice::Cpu), [0, 0, 0]),
+        (open(tensors(Dtype::F32)), [0, 0, 0]),
+        (open(tensors(Dtype::F32)).as_if_tuned(), [0, 1, 1]),
+    ] {
+        let source = |name: &str| Source::open(&data(name)).unwrap();
         let tokenizer = Tokenizer::load(&data("tiny-bert")).unwrap();
         let long = batch(|text| tokenizer.tokenize(text).unwrap());
         // Of 8 tokens, as the self-test has one.
         let short = [vec![tokenizer.tokenize("the pump turns").unwrap()]];
-        let mut model = Encoder::load(&data("tiny-bert"), device).unwrap();
+        let mut model = Encoder::on(source("tiny-bert"), &device).unwrap();
         model.warm_up().unwrap();
-        assert_eq!(first_runs(model, [&short, &long]), expected, "an encoder on {device}");
+        assert_eq!(first_runs(model, [&short, &long]), expected, "an encoder on {device:?}");
 
         let tokenizer = Tokenizer::load(&data("tiny-classes-bert")).unwrap();
         let pieces = |text: &str| vec![tokenizer.tokenize(text).unwrap()];
         let (short, long) = ([pieces("the")], [pieces(&WORDS.repeat(4)), pieces("pump")]);
-        let mut model = Classifier::load(&data("tiny-classes-bert"), device).unwrap();
+        let mut model = Classifier::on(source("tiny-classes-bert"), &device).unwrap();
         model.warm_up().unwrap();
-        assert_eq!(first_runs(model, [&short, &long]), expected, "a classifier on {device}");
+        assert_eq!(first_runs(model, [&short, &long]), expected, "a classifier on {device:?}");
     }
 }
 

@@ -159,8 +159,8 @@ impl Metrics {
         self
     }
 
-    /// Shows what counts by this model with 0, so that its first count is seen as one that came: who
-    /// asks for a rate knows of nothing before the first look.
+    /// Shows what counts by this model with 0, so that its first count is seen as one that came, where
+    /// somebody has looked before: who asks for a rate knows of nothing before the first look.
     pub(crate) fn show(&self, model: &str) {
         for outcome in OUTCOMES {
             self.jobs.with_label_values(&[outcome, model]);

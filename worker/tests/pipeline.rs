@@ -578,8 +578,10 @@ async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() 
     assert_eq!(queue.get(&echo_job(1).id).await.unwrap().unwrap().attempt, 1);
 }
 
-/// An echo that tunes kernels for its first batch, until the sender is dropped.
+/// An echo that tunes kernels for its first batch, until the sender is dropped where there is one.
+#[derive(Default)]
 struct Tuner {
+    is_tuned: bool,
     first_runs: FirstRuns,
     word: Option<Receiver<()>>,
 }
@@ -593,11 +595,20 @@ impl Model for Tuner {
     }
 
     fn infer(&mut self, batch: &[EchoInput]) -> Result<Vec<Result<String, ItemError>>, InferError> {
-        if let Some(mut word) = self.word.take() {
+        if !std::mem::replace(&mut self.is_tuned, true) {
             self.first_runs.begin();
+        }
+        if let Some(mut word) = self.word.take() {
             word.blocking_recv();
         }
         Echo::new().infer(batch)
+    }
+}
+
+/// One that has nobody to wait for.
+impl Clone for Tuner {
+    fn clone(&self) -> Self {
+        Self { is_tuned: self.is_tuned, first_runs: self.first_runs.clone(), word: None }
     }
 }
 
@@ -606,7 +617,7 @@ async fn a_batch_whose_kernels_are_tuned_is_no_wedge_and_costs_no_lease() {
     let (queue, clock) = queue(Duration::from_secs(6));
     let (go, word) = tokio::sync::mpsc::channel(1);
     let mut word = Some(word);
-    let load = move |_: &mut _| Ok(Tuner { first_runs: FirstRuns::default(), word: word.take() });
+    let load = move |_: &mut _| Ok(Tuner { word: word.take(), ..Tuner::default() });
     let settings = Settings { stall: Duration::from_millis(500), ..until_empty() };
     let parts = parts(&Arc::new(queue.clone()), &clock, Device::thread(load).unwrap(), settings);
     let health = parts.health.clone();
@@ -625,6 +636,27 @@ async fn a_batch_whose_kernels_are_tuned_is_no_wedge_and_costs_no_lease() {
     for number in 0..2 {
         assert_eq!(queue.get(&echo_job(number).id).await.unwrap().unwrap().attempt, 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_tuning_of_kernels_took_is_not_learnt_as_the_time_of_a_batch() {
+    let (queue, clock) = queue(LEASE);
+    let device = Device::inline(Tuner::default(), |batch: &[EchoInput]| {
+        Duration::from_secs(if batch[0].input == "text 0" { 30 } else { 1 })
+    });
+    let worker = pipeline(&Arc::new(queue.clone()), &clock, device, settings());
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn(worker.run(stop.clone()));
+    for number in 0..20 {
+        queue.publish(vec![echo_job(number)]).await.unwrap();
+        until(&queue, |depth| depth.ready + depth.in_flight == 0).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let told = queue.workers().await.unwrap();
+    let time = told[0].batch_time.expect("enough batches ran");
+    assert!((time.per_job - 1.0).abs() < 0.1, "{time:?}");
+    stop.cancel();
+    assert_eq!(worker.await.unwrap().unwrap().completed, 20);
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ impl Body {
         }
     }
 
-    /// Who is told of batches with a shape that was not run before.
+    /// Who is told of batches with a shape that was not run before, where kernels are tuned.
     pub(crate) fn tell_first_runs(&mut self, first_runs: FirstRuns) {
         if let Way::SideBySide(graph) = &mut self.way {
             graph.shapes.tell(first_runs);
@@ -192,6 +192,7 @@ impl Body {
             Way::SideBySide(graph) => {
                 let run = || side_by_side(graph, texts, self.config.positions, pick);
                 let ran = guarded(run, || graph.free());
+                graph.shapes.end(ran.is_ok());
                 ran?.iter().enumerate().for_each(|(place, picked)| take(place, picked));
                 Ok(())
             }
@@ -257,7 +258,7 @@ fn side_by_side(
 ) -> Result<Vec<Vec<f32>>, InferError> {
     let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
     let parts = shapes::plan(&lengths, longest);
-    graph.shapes.run(parts.iter().map(|part| [part.shape.rows, part.shape.length, 0]));
+    graph.shapes.begin(parts.iter().map(|part| [part.shape.rows, part.shape.length, 0]));
     let start = |part: &shapes::Part| {
         let own: Vec<&Tokens> = part.texts.iter().map(|place| texts[*place]).collect();
         graph.start(&own, part, pick)

@@ -111,7 +111,7 @@ impl Graph {
             embeddings,
             device,
             dtype,
-            shapes: KnownShapes::default(),
+            shapes: KnownShapes::new(opened.is_tuned),
         })
     }
 

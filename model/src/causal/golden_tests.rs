@@ -1,5 +1,6 @@
 //! Logits against those that transformers made of the same tiny models (`tests/data/make_decoders.py`).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -8,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::Dtype;
 use crate::causal::sampler;
+use crate::first_runs::tests::counter;
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"];
 
@@ -122,6 +124,47 @@ fn a_spoilt_sequence_spoils_no_other_and_none_that_gets_its_place() {
             assert!(first.iter().all(|x| x.is_nan()));
             assert_near(second, prompt, TOLERANCE, "beside what is spoilt");
         }
+    }
+}
+
+/// A graph as on a device that tunes its kernels, and how often it told of a first run.
+fn tuned(name: &str) -> (Graph, impl Fn() -> u32) {
+    let Source { config, reader } = Source::open(&data(name)).unwrap();
+    let opened = DeviceChoice::CpuTensors(None).start().unwrap().as_if_tuned();
+    let mut graph = Graph::load(&config, &reader, &opened).unwrap();
+    let (first_runs, n_told) = counter();
+    graph.shapes.tell(first_runs);
+    (graph, n_told)
+}
+
+#[test]
+fn a_pass_of_sizes_that_were_run_before_is_no_first_run_whatever_they_were_run_beside() {
+    let (mut graph, n_told) = tuned("tiny-llama");
+    let mut read = |n_tokens: usize, wants: bool| {
+        let (before, mut cache) = (n_told(), graph.cache());
+        let tokens = vec![1; n_tokens];
+        graph.forward(&mut [Feed { cache: &mut cache, tokens: &tokens, wants }]).unwrap();
+        n_told() - before
+    };
+    assert_eq!(read(16, false), 1);
+    assert_eq!(read(1, true), 1);
+    assert_eq!(read(16, true), 0, "so many tokens were there, and so many that choose");
+    assert_eq!(read(12, true), 0, "the tuner takes them for 16");
+    assert_eq!(read(17, true), 1);
+}
+
+#[test]
+fn a_pass_that_failed_is_a_first_run_once_more() {
+    let (mut graph, n_told) = tuned("tiny-llama");
+    let unknown = Source::open(&data("tiny-llama")).unwrap().config.vocabulary as u32;
+    let mut read = |token| {
+        let (before, mut cache) = (n_told(), graph.cache());
+        let feed = Feed { cache: &mut cache, tokens: &[token; 16], wants: true };
+        let read = catch_unwind(AssertUnwindSafe(|| graph.forward(&mut [feed])));
+        (read.is_ok_and(|read| read.is_ok()), n_told() - before)
+    };
+    for (token, expected) in [(unknown, (false, 1)), (1, (true, 1)), (1, (true, 0))] {
+        assert_eq!(read(token), expected, "token {token}");
     }
 }
 

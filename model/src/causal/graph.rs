@@ -34,7 +34,6 @@ pub(crate) struct Graph {
     /// `[hidden, vocabulary]`.
     head: Tensor<2>,
     pool: Pool,
-    /// Of groups, and of passes: how many tokens, and how many of them choose.
     pub(super) shapes: KnownShapes,
 }
 
@@ -88,7 +87,7 @@ impl Graph {
         let pool = Pool::new(device.clone(), dtype, width, config.layers, tables);
         let angles = Angles::new(config.frequencies(), &device);
         let config = config.clone();
-        let shapes = KnownShapes::default();
+        let shapes = KnownShapes::new(opened.is_tuned);
         Ok(Self { device, dtype, config, angles, words, layers, norm, head, pool, shapes })
     }
 
@@ -152,6 +151,7 @@ impl Graph {
         self.attempt(|graph| {
             let Some((n, logits)) = graph.run(feeds, groups) else { return Ok(Vec::new()) };
             let tokens: Vec<i32> = read(likeliest(logits, &graph.device).try_into_data())?;
+            graph.shapes.end(true);
             let none = graph.config.vocabulary as i32;
             let tokens = tokens.into_iter().take(n);
             Ok(tokens.map(|token| (token != none).then_some(token.cast_unsigned())).collect())
@@ -172,11 +172,7 @@ impl Graph {
         }
         self.angles.reserve(n_positions, &self.device);
         let pass = Pass::new(feeds, groups, &self.angles, &self.device);
-        let groups =
-            pass.seen.iter().map(|Seen { shape, .. }| [shape.rows, shape.tokens, shape.length]);
-        let n_last = pass.last.as_ref().map_or(0, |last| last.dims()[0]);
-        // No group has no rows.
-        self.shapes.run(groups.chain([[0, pass.tokens.dims()[0], n_last]]));
+        self.shapes.begin(pass.shapes());
         let mut x = self.words.clone().select(0, pass.tokens.clone()).cast(DType::F32);
         for n in 0..self.layers.len() {
             x = self.layer(n, x, &pass);
@@ -310,6 +306,7 @@ impl Forward for Graph {
             };
             // They cross over as they were computed, mostly in half the bytes of f32.
             let mut logits = read(logits.try_into_data())?;
+            graph.shapes.end(true);
             logits.truncate(n * graph.config.vocabulary);
             Ok(logits)
         })
@@ -339,6 +336,7 @@ impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if !self.is_sound {
             self.graph.pool.reset();
+            self.graph.shapes.end(false);
         }
     }
 }

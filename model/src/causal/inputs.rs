@@ -134,6 +134,16 @@ struct Sides {
 }
 
 impl Pass {
+    /// What its kernels depend on: the shape of each group, and, without rows, how many tokens there
+    /// are and how many of them choose. No product has both, and the tuner of products takes all sizes
+    /// up to a power of two for one.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = [usize; 3]> {
+        let shape = |seen: &Seen| [seen.shape.rows, seen.shape.tokens, seen.shape.length];
+        let size = |of: &Tensor<1, Int>| of.dims()[0].next_power_of_two();
+        let last = self.last.as_ref().map(|last| [0, 0, size(last)]);
+        self.seen.iter().map(shape).chain([[0, size(&self.tokens), 0]]).chain(last)
+    }
+
     pub(super) fn new(
         feeds: &[Feed<'_, Cache>],
         groups: &[Group],

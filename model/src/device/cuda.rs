@@ -56,6 +56,7 @@ pub(super) fn open(ordinal: u16, dtype: Option<Dtype>) -> Result<Opened, DeviceE
         dtype,
         is_asked,
         launches: true,
+        is_tuned: true,
         name: name.clone(),
         card: Some(Arc::new(card)),
     })

@@ -155,6 +155,8 @@ pub struct Opened {
     pub(crate) is_asked: bool,
     /// Whether kernels are launched on it, for which shapes are to be few and large.
     pub(crate) launches: bool,
+    /// Whether kernels are compiled and tuned for each of them.
+    pub(crate) is_tuned: bool,
     /// What it is called, for people.
     pub(crate) name: String,
     #[cfg(feature = "cuda")]
@@ -169,10 +171,19 @@ impl Opened {
             dtype,
             is_asked: true,
             launches,
+            is_tuned: false,
             name,
             #[cfg(feature = "cuda")]
             card: None,
         }
+    }
+
+    /// The same, as if kernels were tuned for it: models tell of first runs then, which tests need
+    /// where there is no GPU.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn as_if_tuned(self) -> Self {
+        Self { is_tuned: true, ..self }
     }
 
     /// The same for a decoder whose weights are stored as this type: where nobody chose one, a GPU

@@ -92,8 +92,9 @@ fn what_stays_when_a_component_comes_or_goes_is_deleted_by_the_commands_of_the_p
         };
         let with = render("with", &[others, &[&component]].concat());
         let without = match component.as_str() {
+            // Workers go by the same way to the answers of either.
             "rabbitmq" => render("without", &["redis"]),
-            "redis" => render("without", &["nats"]),
+            "redis" => render("without", &["rabbitmq"]),
             _ => render("without", others),
         };
         for (word, leaves, stays) in [("goes", &with, &without), ("comes", &without, &with)] {
@@ -123,6 +124,48 @@ fn the_pages_name_whatever_stays_from_one_overlay_to_another() {
         }
     }
     assert_none("what is left is named", broken);
+}
+
+/// Whether the commands of this title are for who goes from these parts of an overlay to those.
+fn is_due(title: &str, from: &BTreeSet<String>, to: &BTreeSet<String>) -> bool {
+    let is_in = |name: &str, parts: &BTreeSet<String>| {
+        parts.contains(name) || parts.contains(&format!("components/{name}"))
+    };
+    let goes = |name: &str| is_in(name, from) && !is_in(name, to);
+    let neither = title.strip_prefix("neither ").and_then(|it| it.strip_suffix(" is left"));
+    if let Some((one, other)) = neither.and_then(|names| names.split_once(" nor ")) {
+        return (goes(one) || goes(other)) && !is_in(one, to) && !is_in(other, to);
+    }
+    match title.split_once(' ') {
+        Some((name, "goes")) => goes(name),
+        Some((name, "comes")) => is_in(name, to) && !is_in(name, from),
+        _ => panic!("nobody knows when to do what stands below {title:?}"),
+    }
+}
+
+#[test]
+fn the_commands_for_a_move_delete_all_that_is_left_and_nothing_that_the_new_overlay_has() {
+    let test =
+        "the_commands_for_a_move_delete_all_that_is_left_and_nothing_that_the_new_overlay_has";
+    let (Some(tree), Some(all)) = (Tree::new(test), overlays(test)) else { return };
+    let told = told();
+    let ours: Vec<_> = all.iter().filter(|(overlay, _)| tree.path(overlay).is_dir()).collect();
+    assert!(ours.len() >= 9, "the overlays were not found: {ours:?}");
+    let mut broken = BTreeSet::new();
+    for (from, before) in &ours {
+        for (to, after) in &ours {
+            let (before, after) = (names(before), names(after));
+            let (from_parts, to_parts) = (tree.parts(from), tree.parts(to));
+            let due = told.iter().filter(|(title, _)| is_due(title, &from_parts, &to_parts));
+            let deleted: BTreeSet<Name> = due.flat_map(|(_, names)| names).cloned().collect();
+            let needed = deleted.intersection(&after);
+            broken.extend(needed.map(|what| format!("{from} to {to}: {what:?} is needed")));
+            let left = without_those_of(&deleted, &before - &after);
+            let missing = left.difference(&deleted);
+            broken.extend(missing.map(|what| format!("{from} to {to}: {what:?} is left")));
+        }
+    }
+    assert_none("the commands do what the title says", broken);
 }
 
 #[test]

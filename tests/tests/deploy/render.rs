@@ -117,7 +117,7 @@ impl Tree {
     }
 
     /// The folders that a kustomization is made of, however deep.
-    fn parts(&self, folder: &str) -> BTreeSet<String> {
+    pub(crate) fn parts(&self, folder: &str) -> BTreeSet<String> {
         let mut open = vec![self.path(folder)];
         let mut seen = BTreeSet::new();
         while let Some(path) = open.pop() {

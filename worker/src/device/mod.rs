@@ -146,6 +146,8 @@ pub(crate) struct Answer {
     pub results: Results,
     /// How long it took.
     pub took: Duration,
+    /// Whether that holds the tuning of kernels, which no batch after it will take.
+    pub is_first: bool,
 }
 
 /// One result per input, or the failure of the whole batch.
@@ -378,17 +380,18 @@ impl DeviceWay {
 }
 
 impl Command {
-    fn answer(self, batch: u64, results: Results, took: Duration) {
+    fn answer(self, batch: u64, results: Results, (took, is_first): (Duration, bool)) {
         let Self { inputs, reply, .. } = self;
-        if reply.send(Answer { batch, inputs, results, took }).is_err() {
+        if reply.send(Answer { batch, inputs, results, took, is_first }).is_err() {
             tracing::debug!("nobody waits for this batch any more");
         }
     }
 }
 
 impl Shared {
-    fn end(&self) -> Duration {
+    /// Ends the batch that runs: how long it took, and whether kernels were tuned for it.
+    fn end(&self) -> (Duration, bool) {
         let ended = self.slot.load().update(|load| load.running.take());
-        ended.map_or(Duration::ZERO, |running| running.since.elapsed())
+        ended.map(|it| (it.since.elapsed(), it.is_first)).unwrap_or_default()
     }
 }

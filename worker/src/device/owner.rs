@@ -172,7 +172,7 @@ impl<S: Seat + ?Sized> Owner<S> {
         let batch = self.n_begun;
         let (inputs, results) = self.seats[command.seat].infer(inputs);
         command.inputs = inputs;
-        let took = self.shared.end();
+        let ended = self.shared.end();
         let Some(results) = results else { return };
         match &results {
             Ok(_) => self.n_errors = 0,
@@ -184,7 +184,7 @@ impl<S: Seat + ?Sized> Owner<S> {
                 spoiler.get_or_insert(batch);
             }
         }
-        command.answer(batch, results, took);
+        command.answer(batch, results, ended);
     }
 
     /// The device failed: another try with new models, but not for ever.

@@ -29,7 +29,7 @@ impl Shared {
     ) -> Vec<Again> {
         let (exit, turned) = out;
         let Submitted { mut jobs, size, failed: before, .. } = submitted;
-        let Some(Answer { batch, inputs, results, took }) = answer else {
+        let Some(Answer { batch, inputs, results, took, is_first }) = answer else {
             self.leave_unrun(lane, jobs, before, exit).await;
             return Vec::new();
         };
@@ -40,13 +40,15 @@ impl Shared {
         run.note(jobs.iter_mut().map(|job| &mut job.held.way));
         match results {
             Ok(results) => {
-                own.learn(jobs.len(), cost, took);
+                if !is_first {
+                    own.learn(jobs.len(), cost, took);
+                }
                 let limit = own.memory().sufficed(cost);
                 self.tell_limit(own, limit, "larger batches are tried again");
                 let n_turned = turned.len();
                 let now = Instant::now();
                 let began = now.checked_sub(took).unwrap_or(now);
-                let is_first = jobs.iter().all(|job| !job.held.turns.has_begun());
+                let is_new = jobs.iter().all(|job| !job.held.turns.has_begun());
                 let all = jobs.iter().map(|job| job.size.cost()).sum();
                 let mut ended = Vec::with_capacity(jobs.len());
                 for ((mut job, input), result) in jobs.into_iter().zip(inputs).zip(results) {
@@ -59,7 +61,7 @@ impl Shared {
                         Err(finished) => ended.push(finished),
                     }
                 }
-                if is_first && turned.len() == n_turned {
+                if is_new && turned.len() == n_turned && !is_first {
                     // What a turn takes is not what a job takes.
                     self.queues[own.queue].fit().learn(n_items, cost, took);
                 }
