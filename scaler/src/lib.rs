@@ -33,6 +33,7 @@ mod policy;
 mod profiles;
 mod push;
 mod readiness;
+mod reflection;
 mod reload;
 mod resolved;
 mod resolver;
