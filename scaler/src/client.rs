@@ -35,6 +35,10 @@ const MAX_UNREAD: usize = 1024;
 /// takes room too.
 const MAX_WAITING: usize = 2048;
 
+/// Calls of one client whose answers it has not read to their end. KEDA reads them as they come, and asks
+/// two or three things at once about each of its objects; one that reads nothing lets none of them end.
+const MAX_UNANSWERED: usize = 16_384;
+
 /// What each client may have.
 pub(crate) struct Clients {
     /// Long-lived streams on all its connections.
@@ -43,6 +47,8 @@ pub(crate) struct Clients {
     unread: Rooms<Client>,
     /// Calls that wait to be read.
     waiting: Rooms<Client>,
+    /// Calls from their first byte to the last one of their answer.
+    unanswered: Rooms<Client>,
     /// Connections of an address, which is all that is known before a handshake.
     connections: Rooms<IpAddr>,
 }
@@ -54,6 +60,7 @@ impl Clients {
             streams: Rooms::new(max_streams),
             unread: Rooms::new(MAX_UNREAD),
             waiting: Rooms::new(MAX_WAITING),
+            unanswered: Rooms::new(MAX_UNANSWERED),
             connections: Rooms::new(max_connections),
         }
     }
@@ -71,6 +78,11 @@ impl Clients {
     /// The same for calls that wait to be read.
     pub(crate) fn waiting(&self, client: Client) -> Arc<Semaphore> {
         self.waiting.of(client)
+    }
+
+    /// The same for calls whose answers it has not read.
+    pub(crate) fn unanswered(&self, client: Client) -> Arc<Semaphore> {
+        self.unanswered.of(client)
     }
 
     /// The room for connections from an address.

@@ -74,6 +74,8 @@ pub(crate) struct Peer {
     /// The same for calls that are not read yet, and for those that wait for room among them.
     unread: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// The same for calls until their answers are read.
+    unanswered: Arc<Semaphore>,
 }
 
 /// Room for one long-lived stream: on its connection, and among those of its client.
@@ -94,6 +96,9 @@ pub(crate) enum Full {
     /// It sends more calls than it lets us read.
     #[error("this client has too many calls that are not sent whole; send less at once")]
     Calls,
+    /// It asks more than it reads answers to.
+    #[error("this client has too many calls whose answers it does not read; ask less at once")]
+    Answers,
 }
 
 impl Peer {
@@ -103,6 +108,11 @@ impl Peer {
         let on_connection = room(&self.streams).map_err(|_| Full::Connection)?;
         let of_client = room(&self.of_client).map_err(|_| Full::Client)?;
         Ok([on_connection, of_client])
+    }
+
+    /// Room for a call until its answer is read, while there is any.
+    pub(crate) fn room_for_an_answer(&self) -> Result<OwnedSemaphorePermit, Full> {
+        Arc::clone(&self.unanswered).try_acquire_owned().map_err(|_| Full::Answers)
     }
 
     /// Room for a call until it is read, as soon as there is any.
@@ -229,7 +239,8 @@ impl Welcome {
             streams: Arc::new(Semaphore::new(self.max_streams)),
             of_client: self.clients.streams(client.clone()),
             unread: self.clients.unread(client.clone()),
-            waiting: self.clients.waiting(client),
+            waiting: self.clients.waiting(client.clone()),
+            unanswered: self.clients.unanswered(client),
         };
         let gauge = self.metrics.connections();
         gauge.inc();
@@ -403,7 +414,8 @@ mod tests {
     #[tokio::test]
     async fn a_call_waits_for_room_beside_so_many_and_one_more_is_refused() {
         let room = |n| Arc::new(Semaphore::new(n));
-        let peer = Peer { streams: room(1), of_client: room(1), unread: room(1), waiting: room(1) };
+        let [streams, of_client, unread, waiting, unanswered] = [1; 5].map(room);
+        let peer = Peer { streams, of_client, unread, waiting, unanswered };
         let first = peer.room_for_a_call().await.unwrap();
         let mut second = Box::pin(peer.room_for_a_call());
         assert!(futures::poll!(&mut second).is_pending());

@@ -201,7 +201,8 @@ impl Explain {
     pub(crate) fn object(&self, name: &Name, keep: Duration) -> Option<Object> {
         let mut object = self.lock().objects.get(name)?.clone();
         // KEDA asks for all triggers of an object together, so one that is still wrong is refused again.
-        let last = object.triggers.iter().map(|trigger| trigger.asked).max();
+        // What is pushed meanwhile, and values, tell of no such question.
+        let last = object.triggers.iter().filter_map(|one| Some(one.active?.1)).max();
         let spacing = object.triggers.iter().map(|trigger| trigger.spacing).max();
         let poll = POLL.max(spacing.unwrap_or_default().mul_f64(1.5));
         let is_over = |at: Instant| last.is_some_and(|last| last > at + poll);
@@ -536,6 +537,26 @@ mod tests {
         tokio::time::advance(Duration::from_secs(30)).await;
         assert!(refused(), "nobody has asked since");
         explain.told("ml", "a", &one, Told::Active(true));
+        assert!(!refused());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_lasts_until_the_next_poll_whatever_else_is_told_meanwhile() {
+        let explain = Explain::default();
+        let one = resolved(4);
+        explain.told("ml", "a", &one, Told::Active(true));
+        explain.refused("ml", "a", &Refusal::Denied("no".into()));
+        tokio::time::advance(POLL + Duration::from_secs(1)).await;
+        // Streams are pushed on all the time, and an HPA asks more often than KEDA.
+        explain.told("ml", "a", &one, Told::Pushed);
+        explain.told("ml", "a", &one, Told::Value(2.0));
+        let refused =
+            || explain.object(&("ml".into(), "a".into()), LONG).unwrap().refused.is_some();
+        assert!(refused(), "KEDA has not asked again");
+        for _ in 0..2 {
+            explain.told("ml", "a", &one, Told::Active(true));
+            tokio::time::advance(Duration::from_secs(30)).await;
+        }
         assert!(!refused());
     }
 

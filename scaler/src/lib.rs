@@ -33,6 +33,7 @@ mod policy;
 mod profiles;
 mod push;
 mod readiness;
+mod reflection;
 mod reload;
 mod resolved;
 mod resolver;
@@ -56,6 +57,7 @@ pub use check::{
 pub use config::ScalerArgs;
 pub use decision::{Decision, decide, whole};
 pub use learn::{Arrivals, Evidence, Inflow, Learned, Learner, Pace, Recent};
+pub use push::{Cadence, Push, Reason, Seen};
 pub use server::{Scaler, run};
 pub use site::Connect;
 pub use snapshot::Snapshot;

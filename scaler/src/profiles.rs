@@ -253,11 +253,15 @@ impl Profile {
     }
 }
 
-/// Whether the wait leaves no time for the objective of a trigger that says itself what to hold back or
-/// for which objective. In defaults alone it is a mistake in them.
+/// Whether the wait leaves no time for an objective, and what to hold back or for which objective is said
+/// nearer to the trigger than it: by itself, or of a wait of the profile by the queue. In one place it is
+/// a mistake.
 fn is_wait_too_long(given: &[Given<'_>]) -> bool {
-    let value = |name: &str| given.iter().find(|one| one.name() == name).map(|one| one.value);
-    let is_asked = given.iter().any(|one| one.is_own() && WAITED_BESIDE.contains(&one.name()));
+    let find = |name: &str| given.iter().find(|one| one.name() == name);
+    let value = |name: &str| find(name).map(|one| one.value);
+    let of_profile = find(ACTIVATION_WAIT).is_some_and(|wait| wait.from == Origin::Profile);
+    let is_nearer = |one: &Given<'_>| one.is_own() || of_profile && one.from == Origin::Queue;
+    let is_asked = given.iter().any(|one| is_nearer(one) && WAITED_BESIDE.contains(&one.name()));
     let leaves_out = value(SLO_PRIORITY).is_some_and(|priority| priority.trim() == "normal");
     let (wait, within) = (value(ACTIVATION_WAIT), value(SLO));
     let is_late = wait.zip(within).is_some_and(|(wait, within)| !leaves_time(wait, within));

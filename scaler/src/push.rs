@@ -13,12 +13,12 @@ use crate::trigger::Trigger;
 
 /// How often an active stream speaks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Cadence {
+pub struct Cadence {
     /// For the first time, where no worker is known: KEDA drops a push that comes too early in the
     /// life of an object. Each pause after it is as long as it is active by then.
-    pub(crate) repeat: Duration,
+    pub repeat: Duration,
     /// At last, or once a worker is known.
-    pub(crate) heartbeat: Duration,
+    pub heartbeat: Duration,
 }
 
 /// Each `true` has KEDA patch the status of an object, and a pool that is up needs none sooner than
@@ -27,22 +27,22 @@ const LONGEST_CALM: Duration = Duration::from_secs(1);
 
 /// What a stream looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// Whether the trigger is active.
-    pub(crate) active: bool,
+    pub active: bool,
     /// Whether a worker is known to be here to stay.
-    pub(crate) attended: bool,
+    pub attended: bool,
     /// Whether its workers report at all.
-    pub(crate) reports: bool,
+    pub reports: bool,
     /// When time alone may make it active.
-    pub(crate) wakes: Option<Instant>,
+    pub wakes: Option<Instant>,
     /// When time alone makes it inactive.
-    pub(crate) rests: Option<Instant>,
+    pub rests: Option<Instant>,
 }
 
 /// Why a stream spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub enum Reason {
     /// It was opened, and the trigger is active.
     Open,
     /// The trigger became active.
@@ -55,7 +55,7 @@ pub(crate) enum Reason {
 
 /// The state of one push stream.
 #[derive(Debug)]
-pub(crate) enum Push {
+pub enum Push {
     /// Nothing was said; leads to `Inactive` and `Active`.
     Opening,
     /// Leads to `Active`.
@@ -78,7 +78,7 @@ pub(crate) enum Push {
 
 impl Push {
     /// Takes note of what is seen, and says whether and why to say `true` now.
-    pub(crate) fn next(&mut self, seen: Seen, cadence: Cadence, now: Instant) -> Option<Reason> {
+    pub fn next(&mut self, seen: Seen, cadence: Cadence, now: Instant) -> Option<Reason> {
         if !seen.active {
             *self = Self::Inactive { told: self.told(), wakes: seen.wakes };
             return None;
@@ -130,7 +130,7 @@ impl Push {
     }
 
     /// Whether news can wait a little, for `true` was said.
-    pub(crate) fn is_unhurried(&self) -> bool {
+    pub fn is_unhurried(&self) -> bool {
         matches!(self, Self::Active { .. })
     }
 }
@@ -155,7 +155,8 @@ impl Cadence {
 
     /// Until when an edge waits, if it does: at once it is told only to a pool that may be at zero.
     fn calm(self, seen: Seen, told: Instant, now: Instant) -> Option<Instant> {
-        // Whether the workers of others are there nobody knows before they hold a job.
+        // Whether the workers of others are there nobody knows before they hold a job: so
+        // their edges wait too where the pool is at zero, for a second at most.
         let is_up = seen.attended || !seen.reports;
         let until = told + self.repeat.min(LONGEST_CALM);
         Some(until).filter(|until| is_up && now < *until)

@@ -30,6 +30,7 @@ use crate::limits::MAX_MESSAGE;
 use crate::metrics::Metrics;
 use crate::profiles::Profiles;
 use crate::readiness::standings;
+use crate::reflection::First;
 use crate::service::Service;
 use crate::site::{Connect, Site};
 use crate::tls::Tls;
@@ -303,8 +304,8 @@ async fn router(service: Service, args: &ScalerArgs) -> anyhow::Result<(HealthRe
             ExternalScalerServer::new(service).max_decoding_message_size(MAX_MESSAGE),
         ))
         .add_service(Bounded(Checks::of(&reporter).max_decoding_message_size(MAX_MESSAGE)))
-        .add_service(Bounded(reflection().build_v1()?.max_decoding_message_size(MAX_MESSAGE)))
-        .add_service(Bounded(reflection().build_v1alpha()?.max_decoding_message_size(MAX_MESSAGE)));
+        .add_service(Bounded(First(reflection().build_v1()?)))
+        .add_service(Bounded(First(reflection().build_v1alpha()?)));
     Ok((reporter, router))
 }
 

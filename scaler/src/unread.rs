@@ -1,5 +1,5 @@
-//! Calls that have come in and are not read to their end: each client has room for so many, and each of
-//! them has so much time.
+//! Calls that are not done: each client has room for so many that are not read to their end, each of which
+//! has so much time, and for so many whose answers it has not read.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,10 +15,10 @@ use tonic::body::Body;
 use tonic::codegen::{Bytes, Service, http};
 use tonic::server::NamedService;
 
-use crate::connection::Peer;
+use crate::connection::{Full, Peer};
 
 /// A service that begins with a call once its client has room for it, which the call holds until it
-/// is read or given up.
+/// is read or given up; and other room, which it holds until its answer is read.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounded<S>(pub(crate) S);
 
@@ -29,6 +29,13 @@ struct Unread {
     begun: Instant,
     /// Set only where it is waited for: most calls come whole.
     late: Option<Pin<Box<Sleep>>>,
+}
+
+/// The body of an answer, and the room that it holds. Where the client reads nothing of it nobody asks
+/// for it, so it cannot end by itself.
+struct Answer {
+    body: Body,
+    _room: OwnedSemaphorePermit,
 }
 
 /// Until a call is read to its end: what was not even sent by then never will be.
@@ -62,16 +69,35 @@ where
             let Some(peer) = request.extensions().get::<Peer>().cloned() else {
                 return service.call(request).await;
             };
-            let room = match peer.room_for_a_call().await {
-                Ok(room) => Some(room),
+            let (room, until_answered) = match rooms(&peer, is_stream(&request)).await {
+                Ok(rooms) => rooms,
                 Err(full) => {
                     return Ok(Status::resource_exhausted(full.to_string()).into_http());
                 }
             };
-            let unread = |body| Unread { body, room, begun: Instant::now(), late: None };
-            service.call(request.map(|body| Body::new(unread(body)))).await
+            let unread =
+                |body| Unread { body, room: Some(room), begun: Instant::now(), late: None };
+            let answer = service.call(request.map(|body| Body::new(unread(body)))).await?;
+            Ok(match until_answered {
+                Some(room) => answer.map(|body| Body::new(Answer { body, _room: room })),
+                None => answer,
+            })
         })
     }
+}
+
+/// Room for a call until it is read, and until its answer is.
+async fn rooms(
+    peer: &Peer,
+    is_stream: bool,
+) -> Result<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>), Full> {
+    let until_answered = (!is_stream).then(|| peer.room_for_an_answer()).transpose()?;
+    Ok((peer.room_for_a_call().await?, until_answered))
+}
+
+/// Whether it is one of KEDA's streams, which have room of their own.
+fn is_stream(request: &http::Request<Body>) -> bool {
+    request.uri().path().rsplit('/').next().is_some_and(|method| method.starts_with("Stream"))
 }
 
 impl http_body::Body for Unread {
@@ -95,6 +121,26 @@ impl http_body::Body for Unread {
             self.room = None;
         }
         Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -9,6 +9,9 @@ use ebb::autoscaler::hpa::{HpaPolicy, Rules, SYNC_PERIOD};
 use ebb::autoscaler::keda::{ExecutorPolicy, POLLING_INTERVAL};
 use ebb::autoscaler::object::{Look, ObjectPolicy, Replicas, ScaledObject};
 
+use ebb_scaler::{Cadence, Push, Seen};
+use tokio::time::Instant;
+
 use super::outage::Outage;
 use super::pods::hash;
 use super::world::{Bed, Policy, Settings, View};
@@ -38,21 +41,18 @@ pub(crate) struct Keda<S> {
     object: ScaledObject,
     poll_phase: u64,
     sync_phase: u64,
-    /// When it pushed last, and since when it is active.
-    told: Option<Duration>,
-    active_since: Option<Duration>,
+    /// Its stream, and what counts as the beginning there: only what is between two moments matters.
+    push: Push,
+    beginning: Instant,
     outage: Option<Outage>,
 }
 
 /// Failures in a row that a fallback lets pass, as in KEDA's documentation; it has no default.
 const FAILURES: u32 = 3;
 
-/// How soon an active scaler pushes again while a worker reports, as ours does by default.
-const HEARTBEAT: Duration = Duration::from_secs(30);
-
-/// The same while none does, for the first time; then as long after it as it is active by then, up to
-/// the heartbeat. And how soon it pushes that it is active once more where a worker reports.
-const REPEAT: Duration = Duration::from_secs(1);
+/// How often it speaks, as ours does by default.
+const CADENCE: Cadence =
+    Cadence { repeat: Duration::from_secs(1), heartbeat: Duration::from_secs(30) };
 
 impl<S: Scaler> Keda<S> {
     /// With `fallback`, so many replicas stand in for a scaler that fails.
@@ -73,8 +73,8 @@ impl<S: Scaler> Keda<S> {
             object: ScaledObject::new(policy),
             poll_phase: hash(settings.seed) % POLLING_INTERVAL.as_secs(),
             sync_phase: hash(settings.seed ^ 1) % SYNC_PERIOD.as_secs(),
-            told: None,
-            active_since: None,
+            push: Push::Opening,
+            beginning: Instant::now(),
             outage,
         }
     }
@@ -85,40 +85,29 @@ impl<S: Scaler> Keda<S> {
     }
 
     fn push(&mut self, view: &View<'_>, wanted: u32) -> u32 {
-        if self.outage.is_some_and(|outage| outage.is_mute(view.now)) {
-            // A stream that is opened then begins anew.
-            (self.told, self.active_since) = (None, None);
-            return wanted;
-        }
-        if !matches!(self.look(view), Look::Answered { active: true, .. }) {
-            self.active_since = None;
-            return wanted;
-        }
-        if self.due(view).is_some_and(|due| view.now < due) {
-            return wanted;
-        }
-        self.active_since.get_or_insert(view.now);
-        self.told = Some(view.now);
-        self.object.push(view.now, wanted)
+        if self.tells(view) { self.object.push(view.now, wanted) } else { wanted }
     }
 
-    /// When it may push next that it is active; nothing is at once.
-    fn due(&self, view: &View<'_>) -> Option<Duration> {
-        let attended = view.pods.iter().any(|pod| pod.draining.is_none());
-        let told = self.told?;
-        match self.active_since {
-            None if attended => Some(told + REPEAT),
-            None => None,
-            Some(_) if attended => Some(told + HEARTBEAT),
-            Some(since) => Some(told + (told - since).clamp(REPEAT, HEARTBEAT)),
+    /// Whether it pushes now. What it would say between two seconds it says at the second one, or when
+    /// a job arrives.
+    fn tells(&mut self, view: &View<'_>) -> bool {
+        if self.outage.is_some_and(|outage| outage.is_mute(view.now)) {
+            if self.outage.is_some_and(Outage::closes_streams) {
+                self.push = Push::Opening;
+            }
+            return false;
         }
+        let active = matches!(self.look(view), Look::Answered { active: true, .. });
+        let attended = view.pods.iter().any(|pod| pod.draining.is_none());
+        let seen = Seen { active, attended, reports: true, wakes: None, rests: None };
+        self.push.next(seen, CADENCE, self.beginning + view.now).is_some()
     }
 }
 
 impl<S: Scaler> Policy for Keda<S> {
     fn arrived(&mut self, view: &View<'_>) -> u32 {
         // What is active already pushes by the clock.
-        if self.active_since.is_some() || !self.scaler.pushes() {
+        if self.push.is_unhurried() || !self.scaler.pushes() {
             return view.wanted;
         }
         self.push(view, view.wanted)
@@ -212,7 +201,9 @@ impl Scaler for QueueLength {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulate::kit::{SETTINGS, pods};
+    use crate::simulate::kit::{SETTINGS, pods, view};
+    use crate::simulate::outage::Away;
+    use crate::simulate::trace::{Kind, Trace};
 
     /// Active while there are jobs, which one replica is enough for.
     struct Pushing;
@@ -274,8 +265,7 @@ mod tests {
         let mut pushed = Vec::new();
         let mut tell = |second: u64, ready: usize, pods: &[crate::simulate::pods::Pod]| {
             let view = View { wanted: 1, ..crate::simulate::kit::view(second, ready, pods) };
-            keda.push(&view, 1);
-            if keda.told == Some(view.now) {
+            if keda.tells(&view) {
                 pushed.push(second);
             }
         };
@@ -291,5 +281,24 @@ mod tests {
             tell(second, usize::from(second % 2 == 1), &pods);
         }
         assert_eq!(pushed, [0, 1, 2, 4, 8, 16, 32, 62, 81, 83, 85]);
+    }
+
+    #[test]
+    fn a_stream_that_is_open_through_an_outage_goes_on_and_one_that_was_closed_begins_anew() {
+        let trace = Trace::make(Kind::Steady, 1);
+        for (away, expected) in [
+            (Away::Broker, &[0, 1, 2, 4, 8, 20, 40][..]),
+            // KEDA opens it again after 14 s.
+            (Away::Scaler, &[0, 1, 2, 4, 8, 24, 25, 26, 28, 32, 40]),
+        ] {
+            let settings = polled_at_20();
+            let outage = Outage::draw(away, Duration::from_secs(10), 1, &trace);
+            let from = (10..).find(|second| outage.is_mute(Duration::from_secs(*second))).unwrap();
+            let bed = Bed { settings: &settings, outage: Some(outage) };
+            let mut keda = Keda::new(Pushing, Object::Brisk, None, bed);
+            let mut tells = |second: u64| keda.tells(&view(from - 10 + second, 1, &[]));
+            let told: Vec<_> = (0..45).filter(|second| tells(*second)).collect();
+            assert_eq!(told, expected, "{away:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Replicas, waiting time and GPU-seconds of each policy on each trace, in virtual time.
 //!
 //! The loop around a trigger is the model of KEDA and the HorizontalPodAutoscaler that `ebb up`
-//! runs, and our scaler is the real one: `Trigger`, `Learner` and `decide`, fed with what workers
+//! runs, and our scaler is the real one: `Trigger`, `Learner`, `decide` and `Push`, fed with what workers
 //! would report. The rest of the world stands in [`world`], the clairvoyant in [`oracle`].
 
 mod keda;

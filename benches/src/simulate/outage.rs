@@ -52,6 +52,11 @@ impl Outage {
         now >= self.from && now < self.streams
     }
 
+    /// Whether KEDA's streams end with it, so that it opens others.
+    pub(crate) fn closes_streams(self) -> bool {
+        self.away == Away::Scaler
+    }
+
     /// Whether the scaler sees nothing.
     pub(crate) fn is_blind(self, now: Duration) -> bool {
         now >= self.from && now < self.until

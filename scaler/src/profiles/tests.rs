@@ -130,6 +130,28 @@ activationWait = \"20s\"
 }
 
 #[test]
+fn a_wait_of_the_profile_spoils_no_objective_of_a_queue_and_one_beside_it_is_a_mistake() {
+    const CHAT: &str = "\
+[profiles.default]
+url = \"x\"
+[profiles.default.defaults]
+activationPriority = \"normal\"
+activationWait = \"never\"
+[profiles.default.queues.chat]
+mode = \"slo\"
+sloSeconds = \"60\"
+activationJobs = \"4\"
+";
+    let all = profiles(CHAT);
+    assert_eq!(all.by_name["default"].check(), Ok(()));
+    let chat = ask(&all, "any", &[("queue", "chat")]).unwrap().trigger;
+    assert_eq!((chat.activation.wait.as_secs(), chat.low), (30, Low::Counts));
+    let beside = profiles(&format!("{CHAT}activationWait = \"never\"\n"));
+    let (queue, _) = beside.by_name["default"].check().unwrap_err();
+    assert_eq!(queue, Some("chat"));
+}
+
+#[test]
 fn where_an_option_comes_from_is_kept_and_what_came_from_an_environment_is_not() {
     let two = profiles(TWO);
     let metadata = [

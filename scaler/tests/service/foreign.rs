@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::Code;
 
-use crate::kit::{Kit, args, object, page, said};
+use crate::kit::{Kit, args, falls_silent, object, page, pauses, said};
 
 /// A client that knows nothing of Ebb, and little of its server.
 struct Wire(TcpStream);
@@ -74,16 +74,14 @@ async fn a_pool_of_others_wakes_at_once_stays_while_it_works_and_sleeps_when_it_
     client.say("XADD work * body x\n", "-").await;
     assert_eq!(said(&mut stream).await, Some(true));
     assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
-    for _ in 0..3 {
-        assert_eq!(said(&mut stream).await, Some(true), "nobody took it yet");
-    }
+    // Nobody took it yet.
+    let pauses = pauses(&mut stream, 3).await;
     comes_to(&kit, &pool, 1, true).await;
 
     // Taken by whom nobody knows: it is in flight, and the repetition ends.
     let taken = client.say("XREADGROUP GROUP embedders w1 STREAMS work >\n", "body").await;
     let id = taken.lines().find(|line| line.contains('-')).unwrap().trim().to_owned();
-    let quiet = async { while timeout(3 * since.elapsed(), stream.message()).await.is_ok() {} };
-    timeout(Duration::from_secs(20), quiet).await.expect("a job in flight ends the repetition");
+    falls_silent(&mut stream, pauses).await;
     comes_to(&kit, &pool, 1, true).await;
 
     let told = page(kit.http, "/explain/ml/encoder?format=text").await;

@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -340,6 +340,37 @@ pub(crate) async fn page_says(address: SocketAddr, path: &str, words: &str) -> S
 pub(crate) async fn said(stream: &mut Streaming<IsActiveResponse>) -> Option<bool> {
     let next = tokio::time::timeout(Duration::from_secs(20), stream.message()).await;
     next.expect("the stream speaks").unwrap().map(|response| response.result)
+}
+
+/// Hears so many words of a stream; when the last one came, and the longest pause between two.
+pub(crate) async fn pauses(
+    stream: &mut Streaming<IsActiveResponse>,
+    n_words: usize,
+) -> (Instant, Duration) {
+    assert_eq!(said(stream).await, Some(true));
+    let (mut told, mut longest) = (Instant::now(), Duration::ZERO);
+    for _ in 1..n_words {
+        assert_eq!(said(stream).await, Some(true));
+        longest = longest.max(told.elapsed());
+        told = Instant::now();
+    }
+    (told, longest)
+}
+
+/// Waits until a stream has nothing more to say. Some words may be on their way already, and while they
+/// come no pause is longer than twice the longest before it.
+pub(crate) async fn falls_silent(
+    stream: &mut Streaming<IsActiveResponse>,
+    (mut told, mut longest): (Instant, Duration),
+) {
+    let silence = async {
+        while let Ok(next) = timeout(3 * longest, stream.message()).await {
+            assert!(next.unwrap().is_some(), "the stream ends");
+            longest = longest.max(told.elapsed());
+            told = Instant::now();
+        }
+    };
+    timeout(Duration::from_secs(60), silence).await.expect("the repetition ends");
 }
 
 /// Hears a stream out; an error at its end would make KEDA come back ever later.

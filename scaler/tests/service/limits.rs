@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use ebb_proto::keda::external_scaler_client::ExternalScalerClient;
 use ebb_scaler::ScalerArgs;
+use futures::StreamExt;
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
 use crate::kit::{Kit, args, ends_with_ok, object, page_says, publish, said};
-use crate::wire::Wire;
+use crate::wire::{Frame, HEADERS, Wire};
 
 #[tokio::test]
 async fn a_connection_has_room_for_so_many_streams_and_for_calls_beside_them() {
@@ -76,15 +77,27 @@ async fn health_is_told_when_asked_for_and_no_stream_of_it_can_be_held() {
 }
 
 #[tokio::test]
-async fn a_reflection_that_goes_on_and_on_is_given_up() {
-    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+async fn a_reflection_answers_one_question_and_is_given_up_where_none_comes() {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest,
+    };
     let kit = Kit::start(args()).await;
     let mut client = ServerReflectionClient::new(kit.channel.clone());
-    let stream = client.server_reflection_info(futures::stream::pending()).await.unwrap();
-    let mut stream = stream.into_inner();
-    let ended = tokio::time::timeout(Duration::from_secs(30), stream.message()).await;
-    assert!(!matches!(ended.expect("it is given up"), Ok(Some(_))));
-    drop((client, stream));
+    let told = client.server_reflection_info(futures::stream::pending());
+    let told = tokio::time::timeout(Duration::from_secs(30), told).await;
+    let told = told.expect("it is given up").unwrap_err();
+    assert!(matches!(told.code(), Code::Cancelled | Code::DeadlineExceeded), "{told}");
+
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let questions = futures::stream::iter([list.clone(), list]).chain(futures::stream::pending());
+    let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    assert!(answers.message().await.unwrap().is_none(), "the call ends");
+    drop((client, answers));
     kit.stop().await;
 }
 
@@ -182,6 +195,69 @@ async fn beside_too_many_halves() -> Duration {
     drop((other, wire));
     kit.stop().await;
     took
+}
+
+#[tokio::test]
+async fn answers_that_a_client_does_not_read_are_so_many_and_others_are_answered() {
+    let kit = Kit::start(args()).await;
+    // Nothing may be sent to it but that a call is refused.
+    let mut wire = Wire::connect(kit.grpc, 0).await;
+    let mut refused = 0;
+    for nth in 0..17_000 {
+        wire.call("GetMetricSpec", 2 * nth + 1, &[0, 0, 0, 0, 0], true).await;
+        // Some of the answers are read, so that they do not stand in the way of calls.
+        if nth % 100 == 99 {
+            for _ in 0..100 {
+                refused += usize::from(answer_to_a_call(&mut wire).await.is_end());
+            }
+        }
+    }
+    assert_eq!(refused, 17_000 - 16_384, "calls that are refused");
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", kit.grpc)).unwrap();
+    let endpoint = endpoint.local_address(Some([127, 0, 0, 2].into()));
+    let mut other = ExternalScalerClient::new(endpoint.connect().await.unwrap());
+    other.get_metric_spec(object(&[])).await.unwrap();
+    let told = kit.client.clone().get_metric_spec(object(&[])).await.unwrap_err();
+    assert_eq!(told.code(), Code::ResourceExhausted);
+    assert!(told.message().contains("answers"), "{told}");
+    // KEDA's streams have room of their own.
+    let stream = kit.stream(&object(&[])).await;
+    // Who is gone leaves room.
+    drop((wire, stream));
+    page_says(kit.http, "/metrics", "scaler_connections 2").await;
+    kit.client.clone().get_metric_spec(object(&[])).await.unwrap();
+    drop(other);
+    kit.stop().await;
+}
+
+/// The next frame that says something of a call.
+async fn answer_to_a_call(wire: &mut Wire) -> Frame {
+    loop {
+        let frame = wire.read().await.expect("the connection goes on");
+        if frame.kind == HEADERS {
+            return frame;
+        }
+    }
+}
+
+#[tokio::test]
+async fn reflections_whose_answers_nobody_reads_keep_no_call_waiting() {
+    let kit = Kit::start(args()).await;
+    let mut wire = Wire::connect(kit.grpc, 0).await;
+    let list_services = [0, 0, 0, 0, 2, 0x3a, 0].repeat(4);
+    let method = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    for nth in 0..1100 {
+        wire.ask(method, 2 * nth + 1, &list_services, false).await;
+    }
+    let begun = tokio::time::Instant::now();
+    while kit.client.clone().get_metric_spec(object(&[])).await.is_err() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "calls of the same client wait for ever"
+        );
+    }
+    drop(wire);
+    kit.stop().await;
 }
 
 #[tokio::test]

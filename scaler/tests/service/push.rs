@@ -10,7 +10,8 @@ use ebb_scaler::ScalerArgs;
 use tokio::time::{Instant, timeout};
 use tonic::Streaming;
 
-use crate::kit::{Kit, Mood, args, ends_with_ok, object, publish, publish_delayed, report, said};
+use crate::kit::{Kit, Mood, args, ends_with_ok, falls_silent, object, pauses, publish};
+use crate::kit::{publish_delayed, report, said};
 
 /// Looks only when told to, or when something falls due: the first look by itself is after a tenth
 /// of this at the earliest, and no test waits that long for a word.
@@ -66,17 +67,10 @@ async fn an_arrival_just_after_a_look_that_waited_is_told_soon() {
 async fn an_edge_is_repeated_until_a_worker_reports() {
     let kit = Kit::start(unhurried()).await;
     let mut stream = kit.idle_stream(&object(&[])).await;
-    let since = Instant::now();
     publish(&kit.queue(), 1).await;
-    for _ in 0..5 {
-        assert_eq!(said(&mut stream).await, Some(true));
-    }
+    let pauses = pauses(&mut stream, 5).await;
     report(&kit.queue(), Phase::Starting, 0).await;
-    let quiet = async {
-        // Some may be on their way already, and no pause is longer than all before it.
-        while timeout(3 * since.elapsed(), stream.message()).await.is_ok() {}
-    };
-    timeout(Duration::from_secs(20), quiet).await.expect("a worker's report ends the repetition");
+    falls_silent(&mut stream, pauses).await;
     kit.stop().await;
 }
 

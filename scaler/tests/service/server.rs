@@ -105,17 +105,28 @@ async fn the_metrics_page_shows_the_queue_as_it_was_last_seen() {
 
 #[tokio::test]
 async fn who_comes_while_a_service_still_sends_here_is_answered() {
+    // A port that is closed at once is so in every round; a slow machine comes too late in some.
+    for round in 1..=3 {
+        match comes_late().await {
+            Ok(()) => return,
+            Err(error) => assert!(round < 3, "who comes late is not answered: {error}"),
+        }
+    }
+}
+
+/// Connects to a scaler that is not ready any more, and has its calls answered.
+async fn comes_late() -> Result<(), Box<dyn std::error::Error>> {
     let kit = Kit::start(args()).await;
     assert!(!kit.is_active(&object(&[])).await.unwrap());
     kit.stop.cancel();
     page_says(kit.http, "/readyz", "shutting down").await;
-    let late = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await;
-    let mut late = late.expect("a new connection is taken");
-    assert!(!late.is_active(object(&[])).await.unwrap().into_inner().result);
-    let mut stream = late.stream_is_active(object(&[])).await.unwrap().into_inner();
+    let mut late = ExternalScalerClient::connect(format!("http://{}", kit.grpc)).await?;
+    assert!(!late.is_active(object(&[])).await?.into_inner().result);
+    let mut stream = late.stream_is_active(object(&[])).await?.into_inner();
     ends_with_ok(&mut stream).await;
     drop((late, stream));
     kit.stop().await;
+    Ok(())
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 pub(crate) const GOAWAY: u8 = 7;
@@ -57,10 +57,15 @@ impl Wire {
 
     /// Begins a call of KEDA's on a stream, and sends these bytes of its message.
     pub(crate) async fn call(&mut self, method: &str, stream: u32, body: &[u8], is_all: bool) {
-        let path = format!("/externalscaler.ExternalScaler/{method}");
+        let path = format!("externalscaler.ExternalScaler/{method}");
+        self.ask(&path, stream, body, is_all).await;
+    }
+
+    /// The same of any service.
+    pub(crate) async fn ask(&mut self, method: &str, stream: u32, body: &[u8], is_all: bool) {
         // `:method POST` and `:scheme http` are in the table of HPACK, and so is the name `:path`.
         let mut headers = vec![0x83, 0x86, 0x04];
-        literal(&mut headers, &path);
+        literal(&mut headers, &format!("/{method}"));
         for (name, value) in
             [(":authority", "test"), ("content-type", "application/grpc"), ("te", "trailers")]
         {
