@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
@@ -39,6 +40,9 @@ pub(super) struct Core {
     pub(super) bell: Bell,
     pub(super) heard: Heard,
     ledger: Mutex<Ledger>,
+    /// For who publishes: when what waits was counted last, and how much that was with all that is published
+    /// on the strength of it.
+    pub(super) counted: tokio::sync::Mutex<Option<(Instant, u64)>>,
     /// Notified when the ledger changed: for whoever watches leases, and whoever tells of them.
     pub(super) leases_changed: Notify,
     pub(super) counts_changed: Notify,
@@ -119,6 +123,7 @@ impl Core {
             bell: Bell::default(),
             heard: Heard::default(),
             ledger: Mutex::default(),
+            counted: tokio::sync::Mutex::default(),
             leases_changed: Notify::new(),
             counts_changed: Notify::new(),
             last_place: AtomicI64::new(0),
@@ -312,7 +317,7 @@ mod tests {
     use lapin::ExchangeKind;
     use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
     use lapin::types::FieldTable;
-    use tokio::time::{Instant, sleep};
+    use tokio::time::sleep;
 
     use super::super::AmqpQueue;
     use ebb_servers::{RabbitMq, RabbitMqOptions};
@@ -395,11 +400,6 @@ mod tests {
     }
 
     #[test]
-    fn levels_that_are_gone_and_that_others_tell_of_are_not_asked_for_again_and_again() {
-        block_on(async {
-            let queue = with_a_long_delay("emptied-company").await;
-            let core = queue.core();
-    #[test]
     fn a_level_that_was_told_of_to_who_could_not_bind_for_long_is_counted_later() {
         // Whoever starts it has a runtime of its own.
         let mut server = tokio::runtime::Builder::new_multi_thread();
@@ -453,6 +453,11 @@ mod tests {
         session.publish(vec![late]).await.unwrap();
     }
 
+    #[test]
+    fn levels_that_are_gone_and_that_others_tell_of_are_not_asked_for_again_and_again() {
+        block_on(async {
+            let queue = with_a_long_delay("emptied-company").await;
+            let core = queue.core();
             let n_levels = delete_levels(core).await;
             let session = core.session().await.unwrap();
             for _ in 0..2 {

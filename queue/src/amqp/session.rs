@@ -65,6 +65,8 @@ pub(super) struct Session {
     /// For counts.
     pub(super) probe: Mutex<Option<Channel>>,
     /// The same of the lanes for who takes from them, and does not wait for who counts all.
+    /// The same for who publishes, and does not wait for who counts all.
+    pub(super) probe_of_room: Mutex<Option<Channel>>,
     pub(super) probe_of_lanes: Mutex<Option<Channel>>,
     confirms: Confirms,
     /// The broker closes a channel on which a tag is acknowledged after one that included it.
@@ -93,6 +95,7 @@ impl Session {
             voice: Mutex::default(),
             probe: Mutex::default(),
             probe_of_lanes: Mutex::default(),
+            probe_of_room: Mutex::default(),
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
             tags: std::sync::Mutex::default(),
