@@ -347,8 +347,8 @@ async fn end_leases(core: &Core) -> Result<()> {
     let Err(error) = carry_out(core, &session, fates).await.all() else { return Ok(()) };
     // A broker that takes no messages still takes its own back.
     let left: Vec<_> = leases.into_iter().filter_map(|lease| Taken::new(core, lease)).collect();
-    let tags: Vec<u64> = left.iter().map(|taken| taken.held().tag).collect();
-    session.requeue(&tags).await?;
+    let back = left.iter().map(Taken::held).map(|held| (held.tag, !held.is_unwanted));
+    session.requeue(&back.collect::<Vec<_>>()).await?;
     for taken in left {
         taken.done(false, false);
     }
