@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::bell::Bell;
 use super::cancel::Cancels;
@@ -39,6 +40,9 @@ pub(super) struct Core {
     pub(super) bell: Bell,
     pub(super) heard: Heard,
     ledger: Mutex<Ledger>,
+    /// For who publishes: when what waits was counted last, and how much that was with all that is published
+    /// on the strength of it.
+    pub(super) counted: tokio::sync::Mutex<Option<(Instant, u64)>>,
     /// Notified when the ledger changed: for whoever watches leases, and whoever tells of them.
     pub(super) leases_changed: Notify,
     pub(super) counts_changed: Notify,
@@ -119,6 +123,7 @@ impl Core {
             bell: Bell::default(),
             heard: Heard::default(),
             ledger: Mutex::default(),
+            counted: tokio::sync::Mutex::default(),
             leases_changed: Notify::new(),
             counts_changed: Notify::new(),
             last_place: AtomicI64::new(0),
@@ -312,10 +317,12 @@ mod tests {
     use lapin::ExchangeKind;
     use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
     use lapin::types::FieldTable;
-    use tokio::time::{Instant, sleep};
+    use tokio::time::sleep;
 
     use super::super::AmqpQueue;
-    use super::super::kit::{block_on, opened};
+    use ebb_servers::{RabbitMq, RabbitMqOptions};
+
+    use super::super::kit::{block_on, opened, opened_on};
     use super::*;
     use crate::{Backlog, Broker, Job, Priority, Timestamp};
 
@@ -387,28 +394,63 @@ mod tests {
         block_on(async {
             let (deaf, other) = (opened("deaf-again").await, opened("deaf-again").await);
             assert_eq!(deaf.depth().await.unwrap().delayed, 0);
-            let core = other.core();
-            let session = core.session().await.unwrap();
-            let channel = session.intake.create_channel().await.unwrap();
-            let lane = Lane::New(Priority::Normal);
-            let way = names::way(Duration::from_secs(36_000), lane).unwrap();
-            topology::levels(&channel, &core.names, FIRST_LEVELS..way.level + 1).await.unwrap();
-            // All before anybody looks.
-            let (status, options) = (core.names.status(), ExchangeDeleteOptions::default());
-            channel.exchange_delete(status.as_str().into(), options).await.unwrap();
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
-            channel.exchange_declare(status.as_str().into(), kind, options, none).await.unwrap();
-            session.say(core.note("delay", (way.level + 1).to_string())).await.unwrap();
-            let parcel = Parcel::new(Job::new("late", Timestamp::now()), 1);
-            let late = core.message(core.names.level(way.level), way.key, &parcel);
-            session.publish(vec![late]).await.unwrap();
-            let end = Instant::now() + Duration::from_secs(15);
-            while !deaf.depth().await.is_ok_and(|depth| depth.delayed == 1) {
-                assert!(Instant::now() < end, "it is never counted");
-                sleep(Duration::from_millis(100)).await;
-            }
+            tell_of_a_level_that_nobody_hears_of(other.core()).await;
+            is_counted_within(&deaf, Duration::from_secs(15)).await;
         });
+    }
+
+    #[test]
+    fn a_level_that_was_told_of_to_who_could_not_bind_for_long_is_counted_later() {
+        // Whoever starts it has a runtime of its own.
+        let mut server = tokio::runtime::Builder::new_multi_thread();
+        let server = server.enable_all().build().unwrap();
+        let server = server.block_on(RabbitMq::start(RabbitMqOptions::default())).unwrap();
+        block_on(async {
+            let (deaf, other) =
+                (opened_on(&server, "deaf").await, opened_on(&server, "deaf").await);
+            assert_eq!(deaf.depth().await.unwrap().delayed, 0);
+            // Where bindings are kept, somebody else is at work as soon as those of the exchange are gone:
+            // they are made when nobody waits for that any more.
+            let lock = "spawn(fun() -> \
+                Status = rabbit_misc:r(<<\"/\">>, exchange, <<\"ebb:deaf:status\">>), \
+                Wait = fun(Again) -> case rabbit_binding:list_for_source(Status) of \
+                    [] -> ok; _ -> timer:sleep(5), Again(Again) end end, \
+                Wait(Wait), \
+                mnesia:transaction(fun() -> mnesia:lock({table, rabbit_route}, write), \
+                    timer:sleep(16000) end) end).";
+            server.control(&["eval", lock]).unwrap();
+            tell_of_a_level_that_nobody_hears_of(other.core()).await;
+            is_counted_within(&deaf, Duration::from_secs(40)).await;
+        });
+    }
+
+    /// Waits until the job that is delayed is counted.
+    async fn is_counted_within(queue: &AmqpQueue, span: Duration) {
+        let end = Instant::now() + span;
+        while !queue.depth().await.is_ok_and(|depth| depth.delayed == 1) {
+            assert!(Instant::now() < end, "it is never counted");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Makes the exchange again by which all hear of each other, and before anybody looks a level with a
+    /// job, of which it tells by that.
+    async fn tell_of_a_level_that_nobody_hears_of(core: &Core) {
+        let session = core.session().await.unwrap();
+        let channel = session.intake.create_channel().await.unwrap();
+        let lane = Lane::New(Priority::Normal);
+        let way = names::way(Duration::from_secs(36_000), lane).unwrap();
+        topology::levels(&channel, &core.names, FIRST_LEVELS..way.level + 1).await.unwrap();
+        // All before anybody looks.
+        let (status, options) = (core.names.status(), ExchangeDeleteOptions::default());
+        channel.exchange_delete(status.as_str().into(), options).await.unwrap();
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+        channel.exchange_declare(status.as_str().into(), kind, options, none).await.unwrap();
+        session.say(core.note("delay", (way.level + 1).to_string())).await.unwrap();
+        let parcel = Parcel::new(Job::new("late", Timestamp::now()), 1);
+        let late = core.message(core.names.level(way.level), way.key, &parcel);
+        session.publish(vec![late]).await.unwrap();
     }
 
     #[test]

@@ -37,7 +37,7 @@ struct Count {
 pub(super) enum Unknown {
     /// It is asked for again, and then there is none.
     IsAnError,
-    /// It is 0, and holds up none of the others.
+    /// It is 0, and holds up none of the others, for who publishes.
     IsNone,
 }
 
@@ -48,10 +48,10 @@ impl Session {
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where the broker does not know it of one of
     /// them and that is an error.
     pub(super) async fn counts(&self, queues: &[String], unknown: Unknown) -> Result<Vec<u64>> {
-        let mut counts = self.ask(&self.probe, queues).await?;
         if matches!(unknown, Unknown::IsNone) {
-            return Ok(as_told(&counts));
+            return Ok(as_told(&self.ask(&self.probe_of_room, queues).await?));
         }
+        let mut counts = self.ask(&self.probe, queues).await?;
         let end = Instant::now() + TRYING;
         for _ in 0..TRIES {
             let Some(nth) = counts.iter().position(|count| !count.is_known) else { break };

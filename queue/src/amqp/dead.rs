@@ -12,8 +12,9 @@ use crate::{DeadLetter, JobId, Result};
 
 /// What becomes of letters of which none is removed.
 const LOOKED_AT: &str = "looked at";
-/// Jobs that are put back in one go, at most; where that breaks off as many may be there twice.
-const STEP: u64 = 256;
+/// Jobs that are put back in one go, at most; where that breaks off as many may be there twice, and of those
+/// before them what the broker has not removed yet.
+const STEP: usize = 256;
 
 pub(super) async fn list(core: &Core, max: usize) -> Result<Vec<DeadLetter>> {
     let _alone = core.reading_dead.lock().await;
@@ -65,7 +66,7 @@ async fn find(walk: &mut Walk<'_>, id: &JobId) -> Result<Option<Parcel>> {
 pub(super) async fn redrive(core: &Core, ids: Option<&[JobId]>) -> Result<u64> {
     let _alone = core.reading_dead.lock().await;
     let session = core.session().await?;
-    let mut walk = Walk::begin(core, &session, STEP).await?;
+    let mut walk = Walk::begin(core, &session, STEP as u64).await?;
     let put_back = put_back(&mut walk, ids).await;
     walk.end(put_back, "put back").await
 }
@@ -86,7 +87,12 @@ async fn put_back(walk: &mut Walk<'_>, ids: Option<&[JobId]>) -> Result<u64> {
         let position = |id: &JobId| ids.iter().position(|named| named == id);
         step.sort_by_cached_key(|letter| position(&letter.parcel.job.id));
     }
-    revive(walk, step).await?;
+    let mut letters = step.into_iter();
+    while letters.len() > 0 {
+        revive(walk, letters.by_ref().take(STEP).collect()).await?;
+        // Before the next of them: where it breaks off, these are not to be there twice.
+        walk.removed().await?;
+    }
     walk.removed().await
 }
 
@@ -270,6 +276,100 @@ mod tests {
                 walk.end(Ok(()), LOOKED_AT).await.unwrap();
                 assert_eq!(queue.list(LETTERS).await.unwrap().len(), LETTERS);
             }
+        });
+    }
+
+    /// Numbers of these letters in the other order.
+    fn backwards(n_letters: u64) -> Vec<JobId> {
+        (0..n_letters).rev().map(|n| n.to_string().parse().unwrap()).collect()
+    }
+
+    /// How many jobs wait in the lane of new ones.
+    async fn n_new(queue: &AmqpQueue) -> u64 {
+        let session = queue.core().session().await.unwrap();
+        let lane = queue.core().names.lane(Lane::New(crate::Priority::Normal));
+        session.counts_of_lanes(&[lane]).await.unwrap()[0]
+    }
+
+    #[test]
+    fn a_redrive_of_many_by_their_names_that_breaks_off_doubles_no_more_than_a_step() {
+        const LETTERS: u64 = 4_000;
+        block_on(async {
+            let queue = with_letters("named", LETTERS).await;
+            let (ids, other) = (backwards(LETTERS), opened("named").await);
+            let broken = async {
+                while n_new(&other).await < LETTERS / 2 {
+                    sleep(Duration::from_millis(2)).await;
+                }
+            };
+            tokio::select! {
+                redriven = queue.redrive(Some(&ids)) => panic!("it did not break off: {redriven:?}"),
+                () = broken => {}
+            }
+            let n_dead = queue.list(LETTERS as usize).await.unwrap().len() as u64;
+            let n_new = n_new(&other).await;
+            assert!(n_dead + n_new >= LETTERS, "{n_dead} and {n_new}: some are lost");
+            let most = LETTERS + 2 * STEP as u64;
+            assert!(n_dead + n_new <= most, "{n_dead} and {n_new}: some are doubled");
+        });
+    }
+
+    #[test]
+    fn a_redrive_of_many_by_their_names_puts_them_back_in_the_order_in_which_they_are_named() {
+        const LETTERS: u64 = 2 * STEP as u64 + 1;
+        block_on(async {
+            let queue = with_letters("in-order", LETTERS).await;
+            assert_eq!(queue.redrive(Some(&backwards(LETTERS))).await.unwrap(), LETTERS);
+            let came = numbers(&queue, LETTERS as usize).await;
+            assert_eq!(came, (0..LETTERS).rev().collect::<Vec<_>>());
+        });
+    }
+
+    /// Puts the letters of the first page back, and then this happens to the walk; which are left.
+    async fn left_where_a_redrive_broke_off(
+        name: &str,
+        breaks: impl AsyncFnOnce(Walk<'_>),
+    ) -> Vec<u64> {
+        let queue = with_letters(name, 2 * FIRST_PAGE).await;
+        let (core, mut page) = (queue.core(), Vec::new());
+        let session = core.session().await.unwrap();
+        let mut walk = Walk::begin(core, &session, STEP as u64).await.unwrap();
+        while page.len() < FIRST_PAGE as usize {
+            page.push(walk.next().await.unwrap().unwrap());
+        }
+        revive(&mut walk, page).await.unwrap();
+        assert_eq!(n_new(&queue).await, FIRST_PAGE);
+        breaks(walk).await;
+        let mut walk = Walk::begin(core, &session, LONGEST_PAGE).await.unwrap();
+        let left = look(&mut walk, usize::MAX).await;
+        walk.end(Ok(()), LOOKED_AT).await.unwrap();
+        left
+    }
+
+    #[test]
+    fn what_was_put_back_before_nobody_waited_for_the_rest_is_not_doubled() {
+        block_on(async {
+            let left = left_where_a_redrive_broke_off("not-awaited", async |walk| drop(walk)).await;
+            assert_eq!(left, (FIRST_PAGE..2 * FIRST_PAGE).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn what_was_put_back_before_the_dead_letters_stood_still_is_not_doubled() {
+        block_on(async {
+            let server = ebb_servers::RabbitMq::shared().unwrap();
+            let lead = |verb| {
+                let eval = format!("sys:{verb}('%2F_ebb:stood-still:dead').");
+                server.control(&["eval", &eval]).unwrap();
+            };
+            let breaks = async |walk: Walk<'_>| {
+                lead("suspend");
+                let ended = walk.end(Err::<(), _>(super::super::errors::down()), "put back").await;
+                lead("resume");
+                ended.unwrap_err();
+            };
+            let left = left_where_a_redrive_broke_off("stood-still", breaks).await;
+            assert_eq!(left, (FIRST_PAGE..2 * FIRST_PAGE).collect::<Vec<_>>());
         });
     }
 }

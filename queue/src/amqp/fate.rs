@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::warn;
 
 use super::core::Core;
@@ -18,13 +18,16 @@ use super::session::{Message, Posted, Session};
 use crate::delivery::{all_settled, note};
 use crate::owed::{self, Owed};
 use crate::{
-    Error, ErrorKind, JobId, Receipt, Result, Results, Settled, Settlement, Unsettled, Verdict,
+    Error, ErrorKind, JobId, Receipt, Result, Results, Settled, Settlement, Timestamp, Unsettled,
+    Verdict,
 };
 
 /// How long to wait when leases cannot be ended.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Results that are looked at at the same time.
 const AT_ONCE: usize = 64;
+/// How long who settles waits for them.
+const LOOKING: Duration = Duration::from_secs(1);
 /// How often to look whether what goes back is back.
 const STEP: Duration = Duration::from_millis(5);
 
@@ -141,15 +144,27 @@ async fn tell(core: &Core, fate: &Fate<'_>, (owed, by): (&Owed, Instant)) {
     owed::note(&result.id, owed::in_time(by, told).await);
 }
 
-/// The number of a lease of this handle.
-fn number(core: &Core, receipt: &Receipt) -> Option<u64> {
-    let (handle, number) = receipt.token.rsplit_once(':')?;
-    (handle == core.handle).then(|| number.parse().ok()).flatten()
+/// A lease of this handle.
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    number: u64,
+    began_at: Timestamp,
 }
 
-/// What proves a lease.
+impl Lease {
+    /// The one that this proves, if it is one of this handle.
+    fn of(core: &Core, receipt: &Receipt) -> Option<Self> {
+        let (rest, began_at) = receipt.token.rsplit_once(':')?;
+        let (handle, number) = rest.rsplit_once(':')?;
+        let began_at = Timestamp::from_millisecond(began_at.parse().ok()?).ok()?;
+        let lease = Self { number: number.parse().ok()?, began_at };
+        (handle == core.handle).then_some(lease)
+    }
+}
+
+/// What proves a lease that begins now.
 pub(super) fn token(core: &Core, lease: u64) -> Arc<str> {
-    format!("{}:{lease}", core.handle).into()
+    format!("{}:{lease}:{}", core.handle, core.clock.now().as_millisecond()).into()
 }
 
 pub(super) async fn settle(
@@ -164,13 +179,14 @@ pub(super) async fn settle(
     let mut late = Vec::new();
     for settlement in settlements {
         let receipt = settlement.receipt();
-        let lease = number(core, receipt);
-        let taken = lease.and_then(|lease| Taken::new(core, lease));
+        let lease = Lease::of(core, receipt);
+        let taken = lease.and_then(|lease| Taken::new(core, lease.number));
         let taken = taken.filter(|taken| taken.held().parcel.job.id == receipt.job);
         let Some(taken) = taken else {
             let settled = settled_before(core, lease, settlement);
             let is_late = settled == Settled::Lost && matches!(settlement.verdict(), Verdict::Ack);
-            late.extend((is_late && lease.is_some()).then(|| receipt.job.clone()));
+            let lease = lease.filter(|_| is_late);
+            late.extend(lease.map(|lease| (receipt.job.clone(), lease.began_at)));
             answers.push(Some(settled));
             continue;
         };
@@ -203,31 +219,34 @@ pub(super) async fn settle(
     all_settled(answers, failed)
 }
 
-fn settled_before(core: &Core, lease: Option<u64>, settlement: &Settlement) -> Settled {
+fn settled_before(core: &Core, lease: Option<Lease>, settlement: &Settlement) -> Settled {
     let (id, now) = (&settlement.receipt().job, Instant::now());
-    let was_settled = lease.is_some_and(|lease| core.ledger().was_settled(lease, id, now));
+    let was_settled = lease.is_some_and(|lease| core.ledger().was_settled(lease.number, id, now));
     if was_settled { Settled::Held } else { Settled::Lost }
 }
 
 /// Notes that these jobs are done, though they were acknowledged too late: should one come back to us, it is
-/// not run again while its result is there to tell of it, after which another job may have its name.
-async fn finish(core: &Core, late: Vec<JobId>) {
-    let notes = late.into_iter().map(|id| async move {
-        if let Some(left) = mends_for(core, &id).await {
+/// not run again while its result is there to tell of it, after which another job may have its name. Each of
+/// them comes with the moment at which its lease began.
+async fn finish(core: &Core, late: Vec<(JobId, Timestamp)>) {
+    let notes = late.into_iter().map(|(id, began_at)| async move {
+        if let Some(left) = mends_for(core, &id, began_at).await {
             core.ledger().finish(id, Instant::now() + left);
         }
     });
-    stream::iter(notes).buffer_unordered(AT_ONCE).collect::<()>().await;
+    let noted = stream::iter(notes).buffer_unordered(AT_ONCE).collect::<()>();
+    // Of the others nothing is known.
+    timeout(LOOKING, noted).await.ok();
 }
 
 /// How long a job that is done is not run again. Where its result cannot be had nothing is known, and to run it
 /// again loses nothing.
-async fn mends_for(core: &Core, id: &JobId) -> Option<Duration> {
+async fn mends_for(core: &Core, id: &JobId, began_at: Timestamp) -> Option<Duration> {
     let Some(Results(results)) = &core.results else { return Some(MEND) };
     let (ttl, result) = (results.result_ttl(), results.get(id).await.ok()?);
-    // Who passes jobs on stores nothing.
-    let Some(result) = result else { return Some(ttl.min(MEND)) };
-    let age = core.clock.now().duration_since(result.finished_at);
+    // Who passes jobs on stores nothing; and what was stored under this lease may be gone since.
+    let done_at = result.map_or(began_at, |result| result.finished_at);
+    let age = core.clock.now().duration_since(done_at);
     let left = ttl.saturating_sub(Duration::try_from(age).unwrap_or_default());
     Some(left.min(MEND))
 }
@@ -267,7 +286,8 @@ pub(super) async fn extend(core: &Core, receipts: &[Receipt]) -> Result<Vec<Sett
     let mut ledger = core.ledger();
     ledger.keep_from(session.epoch);
     let settled = receipts.iter().map(|receipt| {
-        let is_held = number(core, receipt).is_some_and(|lease| ledger.extend(lease, until));
+        let is_held =
+            Lease::of(core, receipt).is_some_and(|lease| ledger.extend(lease.number, until));
         if is_held { Settled::Held } else { Settled::Lost }
     });
     Ok(settled.collect())
@@ -327,8 +347,8 @@ async fn end_leases(core: &Core) -> Result<()> {
     let Err(error) = carry_out(core, &session, fates).await.all() else { return Ok(()) };
     // A broker that takes no messages still takes its own back.
     let left: Vec<_> = leases.into_iter().filter_map(|lease| Taken::new(core, lease)).collect();
-    let tags: Vec<u64> = left.iter().map(|taken| taken.held().tag).collect();
-    session.requeue(&tags).await?;
+    let back = left.iter().map(Taken::held).map(|held| (held.tag, !held.is_unwanted));
+    session.requeue(&back.collect::<Vec<_>>()).await?;
     for taken in left {
         taken.done(false, false);
     }

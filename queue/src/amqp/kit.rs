@@ -15,7 +15,11 @@ pub(super) fn block_on(test: impl Future<Output = ()>) {
 
 /// A handle of the queue of this name on that server.
 pub(super) async fn opened(queue: &str) -> AmqpQueue {
-    let server = RabbitMq::shared().unwrap();
+    opened_on(RabbitMq::shared().unwrap(), queue).await
+}
+
+/// The same on a server of its own.
+pub(super) async fn opened_on(server: &RabbitMq, queue: &str) -> AmqpQueue {
     let url: QueueUrl = format!("{}?queue={queue}", server.url()).parse().unwrap();
     let Address::Amqp(address) = &url.address else { panic!("{url} is of another broker") };
     let options = OpenOptions::default();

@@ -34,6 +34,8 @@ struct Presence {
     has_heard: bool,
     /// Whether a word of our own is to come.
     has_spoken: bool,
+    /// Whether that was not heard, and nothing was done about it since that was seen to help.
+    is_deaf: bool,
 }
 
 /// What there is to do about it.
@@ -45,17 +47,29 @@ pub(super) enum Step {
     Speak,
     /// That was not heard.
     Bind,
+    /// It was not, and something is heard now: the broker has bound the queue, and did not answer in time.
+    Greet,
 }
 
 impl Presence {
     /// What to do now, a while after it was asked before.
     fn step(&mut self) -> Step {
-        let Self { has_heard, has_spoken } = std::mem::take(self);
+        let has_heard = std::mem::take(&mut self.has_heard);
+        let has_spoken = std::mem::take(&mut self.has_spoken);
         match (has_heard, has_spoken) {
+            (true, _) if self.is_deaf => Step::Greet,
             (true, _) => Step::Look,
             (false, false) => Step::Speak,
-            (false, true) => Step::Bind,
+            (false, true) => {
+                self.is_deaf = true;
+                Step::Bind
+            }
         }
+    }
+
+    /// Notes that this was done.
+    fn note(&mut self, step: Step) {
+        self.is_deaf &= !matches!(step, Step::Bind | Step::Greet);
     }
 }
 
@@ -97,9 +111,12 @@ impl<'a> Meeting<'a> {
         }
     }
 
-    /// What came of a look: what was done, but that a word is only to be said. May be dropped and asked again.
+    /// What came of a look: what was done, but that a word or a greeting is only to be said. May be dropped
+    /// and asked again.
     pub(super) async fn looked(&mut self) -> Result<Step> {
-        (&mut self.looking).await
+        let step = (&mut self.looking).await?;
+        self.presence.note(step);
+        Ok(step)
     }
 
     /// A word of ours is on its way here, if it could be said.
@@ -121,7 +138,7 @@ async fn meet(
     let Ok(found) = finding.await else { return Ok(Step::Look) };
     found.map_err(|error| failed(&error))?;
     match step {
-        Step::Look | Step::Speak => Ok(step),
+        Step::Look | Step::Speak | Step::Greet => Ok(step),
         // Where the broker takes no messages our word is not lost, and is said again when that is over.
         Step::Bind if session.check_open().is_err() => Ok(Step::Look),
         Step::Bind => match timeout(PATIENCE, bind(core, &channel, queue)).await {
@@ -190,10 +207,29 @@ mod tests {
             presence.has_heard |= comes;
             let step = presence.step();
             presence.has_spoken = step == Step::Speak;
+            presence.note(step);
             steps.push(step);
         }
         use Step::{Bind, Look, Speak};
         assert_eq!(steps, [Look, Look, Speak, Look, Speak, Bind, Speak, Bind, Look]);
+    }
+
+    #[test]
+    fn who_is_heard_after_a_binding_that_was_not_answered_greets_all() {
+        use Step::{Bind, Greet, Look, Speak};
+        let mut presence = Presence::default();
+        let mut steps = Vec::new();
+        for comes in [false, false, false, false, true, true, true] {
+            presence.has_heard |= comes;
+            let step = presence.step();
+            presence.has_spoken = step == Speak;
+            // The second greeting can be said, and no binding was seen to be made.
+            if step != Bind && steps.last() == Some(&Greet) {
+                presence.note(step);
+            }
+            steps.push(step);
+        }
+        assert_eq!(steps, [Speak, Bind, Speak, Bind, Greet, Greet, Look]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::time::Instant;
 
 use super::connect::Version;
 use super::core::Core;
@@ -88,10 +89,23 @@ fn without_repetitions(jobs: Vec<Job>) -> (Vec<Published>, Vec<Job>) {
 
 async fn check_room(core: &Core, session: &Session, n_new: usize) -> Result<()> {
     let Some(limit) = core.behavior.max_ready else { return Ok(()) };
-    core.find_levels(session).await?;
-    // Whoever may publish is not to wait for one queue that does not answer.
-    let n_waiting: u64 = core.count_waiting(session, &[], Unknown::IsNone).await?.iter().sum();
-    if n_waiting + n_new as u64 > limit {
+    let asked_at = Instant::now();
+    // All who ask meanwhile share what is told next: the broker may wait for a queue that does not answer, and
+    // were it asked for each of them there would be ever more who wait.
+    let mut counted = core.counted.lock().await;
+    let (at, n_waiting) = match *counted {
+        Some(counted) if counted.0 >= asked_at => counted,
+        _ => {
+            core.find_levels(session).await?;
+            // Whoever may publish is not to wait for one queue that does not answer.
+            let counts = core.count_waiting(session, &[], Unknown::IsNone).await?;
+            (Instant::now(), counts.iter().sum())
+        }
+    };
+    let n_to_come = n_waiting + n_new as u64;
+    let is_full = n_to_come > limit;
+    *counted = Some((at, if is_full { n_waiting } else { n_to_come }));
+    if is_full {
         let words = format!("the queue is full: max_ready is {limit} jobs; publish later");
         return Err(Error::new(ErrorKind::Full, words));
     }

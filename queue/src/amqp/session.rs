@@ -8,7 +8,8 @@ use futures::TryStreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use lapin::options::{
-    BasicAckOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
+    BasicAckOptions, BasicNackOptions, BasicPublishOptions, BasicRejectOptions,
+    ConfirmSelectOptions,
 };
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::{Mutex, Notify};
@@ -64,6 +65,8 @@ pub(super) struct Session {
     voice: Mutex<Option<Channel>>,
     /// For counts.
     pub(super) probe: Mutex<Option<Channel>>,
+    /// The same for who publishes, and does not wait for who counts all.
+    pub(super) probe_of_room: Mutex<Option<Channel>>,
     /// The same of the lanes for who takes from them, and does not wait for who counts all.
     pub(super) probe_of_lanes: Mutex<Option<Channel>>,
     confirms: Confirms,
@@ -92,6 +95,7 @@ impl Session {
             press,
             voice: Mutex::default(),
             probe: Mutex::default(),
+            probe_of_room: Mutex::default(),
             probe_of_lanes: Mutex::default(),
             confirms: Confirms::new(),
             turn_to_ack: Mutex::default(),
@@ -110,16 +114,17 @@ impl Session {
 
     /// Why the session is over, if it is.
     pub(super) fn end(&self) -> Option<String> {
-        if self.is_broken.load(Ordering::SeqCst) {
-            return Some("the broker did not answer, or closed a channel".to_owned());
-        }
+        // Whoever gives it up may only have met what comes of these.
         for connection in [&self.intake, &self.outlet] {
             if !connection.status().connected() {
                 return Some("the connection was closed".to_owned());
             }
         }
-        let stands = self.work.status().connected() && self.press.status().connected();
-        (!stands).then(|| "the broker closed a channel".to_owned())
+        if !self.work.status().connected() || !self.press.status().connected() {
+            return Some("the broker closed a channel".to_owned());
+        }
+        let is_broken = self.is_broken.load(Ordering::SeqCst);
+        is_broken.then(|| "the broker did not answer, or ended a consumer".to_owned())
     }
 
     /// Waits a moment, or until somebody gives the session up.
@@ -323,17 +328,25 @@ impl Session {
         self.tags().are_touched()
     }
 
-    /// Gives deliveries of this session back as they are; each counts as a lost attempt on the
-    /// broker, so this is for when nothing better can be done. What is rejected counts on every version, and
-    /// what is nacked not from 4.3 on.
-    pub(super) async fn requeue(&self, tags: &[u64]) -> Result<()> {
+    /// Gives deliveries of this session back as they are, each with whether it is to be charged. On the broker
+    /// each counts as a lost attempt, so this is for when nothing better can be done: what is rejected counts on
+    /// every version, and what is nacked not from 4.3 on.
+    pub(super) async fn requeue(&self, deliveries: &[(u64, bool)]) -> Result<()> {
         let _turn = self.turn_to_ack.lock().await;
-        for tag in tags {
-            let options = BasicRejectOptions { requeue: true };
-            self.patiently("take jobs back", self.work.basic_reject(*tag, options)).await?;
+        for (tag, is_charged) in deliveries {
+            let back = async {
+                if *is_charged {
+                    let options = BasicRejectOptions { requeue: true };
+                    return self.work.basic_reject(*tag, options).await;
+                }
+                let options = BasicNackOptions { requeue: true, multiple: false };
+                self.work.basic_nack(*tag, options).await
+            };
+            self.patiently("take jobs back", back).await?;
         }
+        let tags: Vec<u64> = deliveries.iter().map(|(tag, _)| *tag).collect();
         // Not before: else they could be acknowledged along with others.
-        self.tags().settle(tags);
+        self.tags().settle(&tags);
         Ok(())
     }
 
@@ -357,5 +370,44 @@ fn refused(arrival: Arrival) -> Option<Error> {
             let remedy = "was it deleted? open the queue anew to create it";
             Some(Error::new(ErrorKind::Incompatible, format!("{words}; {remedy}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::super::kit::{block_on, opened};
+    use super::super::parcel;
+    use super::super::standing::consume;
+    use crate::{Broker, Job, Timestamp};
+
+    #[test]
+    fn a_session_that_is_given_up_since_its_connection_was_closed_says_so() {
+        block_on(async {
+            let queue = opened("why").await;
+            let session = queue.core().session().await.unwrap();
+            session.intake.close(200, "closed".into()).await.unwrap();
+            session.give_up();
+            assert_eq!(session.end().as_deref(), Some("the connection was closed"));
+        });
+    }
+
+    #[test]
+    fn what_is_given_back_and_not_to_be_charged_counts_as_no_attempt_where_the_broker_can_tell() {
+        block_on(async {
+            let queue = opened("given-back").await;
+            queue.publish(vec![Job::new("x", Timestamp::now())]).await.unwrap();
+            let session = queue.core().session().await.unwrap();
+            let mut consumer = consume(&session.work, "given-back", 1).await.unwrap();
+            let is_able = session.version.number >= (4, 3);
+            let mut one = consumer.next().await.unwrap().unwrap();
+            for (is_charged, n_attempts) in [(true, 1), (false, if is_able { 1 } else { 2 })] {
+                session.requeue(&[(one.delivery_tag, is_charged)]).await.unwrap();
+                one = consumer.next().await.unwrap().unwrap();
+                let n_crashes = parcel::crashes(&one.properties, one.redelivered, &session.version);
+                assert_eq!(n_crashes, n_attempts, "{is_charged}");
+            }
+        });
     }
 }

@@ -58,8 +58,13 @@ impl Standing {
     pub(super) async fn end(&mut self, came: &mut Vec<Delivery>) -> Result<()> {
         // What a quorum queue has on its way when a consumer goes comes back to it, and is counted
         // as a delivery that failed: all of it is awaited first.
-        while let Ok(Some(delivery)) = timeout(QUIET, self.next()).await {
-            came.push(delivery);
+        loop {
+            match timeout(QUIET, self.next()).await {
+                Ok(Some(delivery)) => came.push(delivery),
+                // The broker ended it, which the client says once: another end would be awaited for ever.
+                Ok(None) => return Ok(()),
+                Err(_) => break,
+            }
         }
         let options = BasicCancelOptions::default();
         let cancelled = self.session.work.basic_cancel(self.consumer.tag(), options);
@@ -88,4 +93,38 @@ pub(super) async fn consume(channel: &Channel, queue: &str, n: usize) -> lapin::
     let consumer = channel.basic_consume(queue, tag, options, FieldTable::default());
     let ((), consumer) = tokio::try_join!(limit, consumer)?;
     Ok(consumer)
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::options::QueueDeleteOptions;
+    use tokio::time::sleep;
+
+    use super::super::kit::{block_on, opened};
+    use super::*;
+    use crate::{Broker, Job, Priority};
+
+    #[test]
+    fn a_consumer_that_the_broker_ended_behind_what_it_handed_over_ends_with_all_of_that() {
+        block_on(async {
+            let name = "ended-behind";
+            let queue = opened(name).await;
+            let jobs = (0..3).map(|_| Job::new("x", Timestamp::now())).collect();
+            queue.publish(jobs).await.unwrap();
+            let session = queue.core().session().await.unwrap();
+            let lane = (Lane::New(Priority::Normal), name);
+            let mut standing = Standing::begin(&session, lane, 10).await.unwrap();
+            while session.counts_of_lanes(&[name.to_owned()]).await.unwrap() != [0] {
+                sleep(Duration::from_millis(20)).await;
+            }
+            let channel = session.intake.create_channel().await.unwrap();
+            channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.unwrap();
+            // Here before anybody reads what came before it.
+            sleep(Duration::from_secs(1)).await;
+            let mut came = Vec::new();
+            let ended = timeout(Duration::from_secs(10), standing.end(&mut came)).await;
+            ended.expect("its end is waited for again").unwrap();
+            assert_eq!(came.len(), 3);
+        });
+    }
 }

@@ -187,7 +187,7 @@ async fn converse(core: &Core, session: &Session) -> Result<()> {
             looked = meeting.looked() => match looked? {
                 Step::Look => {}
                 Step::Speak => meeting.note_word(say(session, here(core)).await?),
-                Step::Bind => {
+                Step::Bind | Step::Greet => {
                     core.note_deaf();
                     is_greeted = greet(core, session, &consumer).await?;
                 }

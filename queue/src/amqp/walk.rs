@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::try_join_all;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
@@ -130,7 +131,11 @@ impl<'a> Walk<'a> {
         let delivery = loop {
             match timeout(SOON, page.consumer.next()).await {
                 Ok(Some(Ok(delivery))) => break delivery,
-                Ok(_) => return Err(errors::down()),
+                Ok(_) => {
+                    // It has no other end that could be awaited.
+                    self.page = None;
+                    return Err(errors::down());
+                }
                 // Somebody else looks at the rest at this moment.
                 Err(_) if is_all => {
                     (page.n_left, self.n_left) = (0, 0);
@@ -184,15 +189,12 @@ impl<'a> Walk<'a> {
                 self.held.insert(delivery.delivery_tag);
             }
         }
-        // In few words: of many the channel keeps some back, and forgets them when it is closed.
+        self.remove_done().await
+    }
+
+    async fn remove_done(&mut self) -> lapin::Result<()> {
         let done = std::mem::take(&mut self.done);
-        let Acks { up_to, single } = self.tags.settle(&done);
-        let multiple = up_to.map(|tag| (tag, true));
-        for (tag, multiple) in
-            multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)))
-        {
-            self.channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
-        }
+        acknowledge(&self.channel, self.tags.settle(&done)).await?;
         self.n_removed += done.len() as u64;
         Ok(())
     }
@@ -241,6 +243,9 @@ impl<'a> Walk<'a> {
     }
 
     async fn give_back(&mut self) -> lapin::Result<()> {
+        // Not only once the broker hands over no more, to which it may not answer: what was put back would
+        // be there twice. What it hands over instead goes back with the rest.
+        self.remove_done().await?;
         self.close_page().await?;
         let options = BasicNackOptions { multiple: true, requeue: true };
         let held: Vec<u64> = self.held.iter().copied().collect();
@@ -262,15 +267,31 @@ impl<'a> Walk<'a> {
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
         if self.has_asked && !self.is_back {
-            let (channel, n_letters) = (self.channel.clone(), self.n_to_come());
+            let done = std::mem::take(&mut self.done);
+            self.n_removed += done.len() as u64;
+            let (acks, n_letters) = (self.tags.settle(&done), self.n_to_come());
+            let channel = self.channel.clone();
             // Without a runtime nobody looks again.
             if let Ok(runtime) = Handle::try_current() {
-                let closing = async move { channel.close(200, "done".into()).await.ok() };
+                let closing = async move {
+                    // Where that cannot be said there is nothing to be closed either.
+                    acknowledge(&channel, acks).await.ok();
+                    channel.close(200, "done".into()).await.ok()
+                };
                 let closing = runtime.spawn(closing).abort_handle();
                 *self.core.letters_away() = Some((closing, n_letters));
             }
         }
     }
+}
+
+/// Has the broker remove these, in few words: of many the channel keeps some back, and forgets them when it
+/// is closed. Said in one breath: whoever does not wait for it has said it all, as it is noted.
+async fn acknowledge(channel: &Channel, Acks { up_to, single }: Acks) -> lapin::Result<()> {
+    let multiple = up_to.map(|tag| (tag, true));
+    let acks = multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)));
+    let acked = acks.map(|(tag, multiple)| channel.basic_ack(tag, BasicAckOptions { multiple }));
+    try_join_all(acked).await.map(drop)
 }
 
 /// How many dead letters there are that nobody looks at.

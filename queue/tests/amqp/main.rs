@@ -10,6 +10,7 @@ mod crowd;
 mod dead;
 mod hosts;
 mod kinds;
+mod late;
 mod leases;
 #[path = "../support/letters.rs"]
 mod letters;

@@ -188,6 +188,29 @@ fn who_publishes_to_a_queue_with_max_ready_is_not_refused_for_one_leader_that_do
     });
 }
 
+#[test]
+fn who_publish_together_with_max_ready_wait_together_for_a_leader_that_does_not_answer() {
+    on_shared(async |server| {
+        let mut url = patient(server, "bounded-crowd");
+        url.behavior.max_ready = Some(1_000);
+        let queue = handle(&url).await;
+        queue.publish(vec![job("first")]).await.unwrap();
+        lead(server, "ebb:bounded-crowd:delay-10", "suspend");
+        let start = Instant::now();
+        let publishing = (0..80).map(|n| {
+            let queue = queue.clone();
+            async move { queue.publish(vec![job(&n.to_string())]).await }
+        });
+        let published = futures::future::join_all(publishing).await;
+        let took = start.elapsed();
+        lead(server, "ebb:bounded-crowd:delay-10", "resume");
+        published.into_iter().for_each(|one| drop(one.unwrap()));
+        // One by one they would wait for 20 s.
+        assert!(took < Duration::from_secs(8), "{took:?}");
+        until("all are counted", async || depth(&queue).await.ready == 81).await;
+    });
+}
+
 /// All levels of delay of a queue, with a job in the highest.
 async fn all_levels(queue: &Queue, name: &str) -> Vec<String> {
     let mut late = job("late");
