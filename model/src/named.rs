@@ -98,7 +98,6 @@ impl<'a> Named<'a> {
     }
 
     /// The tokens that are for something, in the order in which they get numbers.
-    #[cfg(feature = "cpu")]
     pub(crate) fn purposes(&self) -> impl Iterator<Item = &Written> {
         self.by_purpose.iter().map(|(_, token)| token)
     }

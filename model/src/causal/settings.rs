@@ -108,7 +108,7 @@ impl Settings {
         let mut numbers = Numbers::read(dir, &tokens)?;
         // A model that was taught to converse may only say in its tokenizer what ends an answer.
         let own =
-            special.get("eos_token").map(|name| numbers.of(dir, name)).transpose()?;
+            special.get("eos_token").map(|name| numbers.of(dir, &tokens, name)).transpose()?;
         let ends = ends(&generation, &Fields::read(&path)?)?;
         let mut ends: Vec<u32> = ends.into_iter().chain(own.flatten()).collect();
         ends.sort_unstable();
@@ -347,6 +347,43 @@ mod tests {
                 std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
                 assert!(Settings::read(dir.path()).unwrap().ends().is_empty(), "{name}");
             }
+        }
+    }
+
+    /// The numbers are those of transformers.
+    #[test]
+    fn an_end_that_no_file_numbers_has_the_number_that_the_tokenizer_gives_it() {
+        let whole = std::fs::read(fixture("tiny-llama/tokenizer.json")).unwrap();
+        let whole: Value = serde_json::from_slice(&whole).unwrap();
+        let named = |name: &str| json!({"content": name, "special": true});
+        let config = |fields: Value| vec![("tokenizer_config.json", fields)];
+        let map = |fields: Value| vec![("special_tokens_map.json", fields)];
+        let older = ("added_tokens.json", json!({"<x>": 384}));
+        let numbered = json!({"384": named("<x>")});
+        for (mut files, expected) in [
+            (map(json!({"eos_token": "<end>", "pad_token": "<other>"})), 384),
+            (map(json!({"eos_token": "<end>", "bos_token": "<begin>"})), 385),
+            (config(json!({"eos_token": "<end>", "bos_token": "<end>"})), 384),
+            (config(json!({"eos_token": "<end>", "bos_token": "a"})), 384),
+            ([config(json!({"eos_token": "<end>"})), vec![older]].concat(), 385),
+            (config(json!({"eos_token": "<end>", "added_tokens_decoder": {}})), 384),
+            (
+                config(json!({
+                    "eos_token": "<end>", "bos_token": "<begin>", "added_tokens_decoder": numbered,
+                })),
+                386,
+            ),
+            (
+                config(json!({
+                    "eos_token": "<end>", "bos_token": "<x>", "added_tokens_decoder": numbered,
+                })),
+                385,
+            ),
+        ] {
+            files.push(("tokenizer.json", whole.clone()));
+            let settings = with(&files).unwrap();
+            assert_eq!(settings.ends()[..], [2, expected], "{:?}", files[0]);
+            assert_eq!(settings.name_of(expected), Some("<end>"), "{:?}", files[0]);
         }
     }
 
