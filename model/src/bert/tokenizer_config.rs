@@ -20,7 +20,7 @@ use super::Family;
 use super::vocabulary::{BERTS, CONVBERT, DPRS};
 use crate::catalog::TOKENIZER;
 use crate::json::{Fields, is_there};
-use crate::named::Own;
+use crate::named::{Named, Own};
 use crate::{LoadError, added};
 
 /// The file.
@@ -132,18 +132,25 @@ impl TokenizerConfig {
 
     /// Makes of a tokenizer what transformers makes of it.
     pub(super) fn apply(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+        let named = Named::read(dir, &self.fields, self.class.tokens())?;
         match self.class {
             Class::Bert { steps: Steps::File, .. } => {}
-            Class::Bert { steps, .. } => self.apply_bert(inner, dir, steps)?,
+            Class::Bert { steps, .. } => self.apply_bert(inner, dir, &named, steps)?,
             Class::Roberta => self.apply_roberta(inner, dir)?,
             Class::XlmRoberta => self.apply_xlm_roberta(inner, dir)?,
             Class::Backend | Class::Other => {}
         }
-        added::add(inner, dir, &self.fields, self.class.tokens())?;
-        self.frame(inner, dir)
+        added::add(inner, &named, &self.fields)?;
+        self.frame(inner, &named)
     }
 
-    fn apply_bert(&self, inner: &mut Inner, dir: &Path, by: Steps) -> Result<(), LoadError> {
+    fn apply_bert(
+        &self,
+        inner: &mut Inner,
+        dir: &Path,
+        named: &Named<'_>,
+        by: Steps,
+    ) -> Result<(), LoadError> {
         let is_on = |name| Ok::<_, LoadError>(self.fields.choice(name)?.unwrap_or(true));
         let lowercase = is_on("do_lower_case")? || by == Steps::SmallLetters;
         let chinese = is_on("tokenize_chinese_chars")?;
@@ -161,7 +168,7 @@ impl TokenizerConfig {
         }
         let usual = WordPiece::default();
         let mut words = words.clone();
-        words.unk_token = self.token(dir, "unk_token")?;
+        words.unk_token = token(named, "unk_token")?;
         words.continuing_subword_prefix = usual.continuing_subword_prefix;
         words.max_input_chars_per_word = usual.max_input_chars_per_word;
         inner.with_model(words);
@@ -227,15 +234,15 @@ impl TokenizerConfig {
     }
 
     /// Puts around a text, or two, what the class puts there, once all tokens have their numbers.
-    fn frame(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+    fn frame(&self, inner: &mut Inner, named: &Named<'_>) -> Result<(), LoadError> {
         let (first, last) = match self.class {
             Class::Bert { .. } | Class::Roberta => ("cls_token", "sep_token"),
             Class::XlmRoberta => ("bos_token", "eos_token"),
             Class::Backend | Class::Other => return Ok(()),
         };
         let token = |purpose| {
-            let name = self.token(dir, purpose)?;
-            let wrong = || self.fields.wrong(purpose, &name, "it must be a token of the tokenizer");
+            let (name, remedy) = (token(named, purpose)?, "it must be a token of the tokenizer");
+            let wrong = || named.wrong(purpose, format!("{name:?}"), remedy);
             let id = inner.token_to_id(&name).ok_or_else(wrong)?;
             Ok::<_, LoadError>((name, id))
         };
@@ -252,14 +259,6 @@ impl TokenizerConfig {
         let around = around.trim_offsets(trims).add_prefix_space(with_space);
         inner.with_post_processor(Some(around));
         Ok(())
-    }
-
-    /// What a token that the class needs is called.
-    fn token(&self, dir: &Path, purpose: &str) -> Result<String, LoadError> {
-        let name = added::name_of(dir, &self.fields, self.class.tokens(), purpose)?;
-        let missing =
-            || self.fields.wrong(purpose, "null", "its class needs one; name it, or take it out");
-        name.ok_or_else(missing)
     }
 
     /// The end at which a text is cut off that is too long: what the tokenizer's own file says counts
@@ -312,6 +311,12 @@ impl TokenizerConfig {
         );
         LoadError::unsupported(&dir.join(TOKENIZER), field, kind.unwrap_or("missing"), &remedy)
     }
+}
+
+/// What a token that a class needs is called.
+fn token(named: &Named<'_>, purpose: &str) -> Result<String, LoadError> {
+    let missing = || named.wrong(purpose, "null", "its class needs one; name it, or take it out");
+    named.name_of(purpose).map(str::to_owned).ok_or_else(missing)
 }
 
 fn steps(own: &NormalizerWrapper) -> &[NormalizerWrapper] {
@@ -541,6 +546,15 @@ mod tests {
                 json!({"added_tokens.json": {"[New]": "a"}}),
                 "added_tokens.json: [New] is \"a\"; it must",
             ),
+            (
+                json!({"special_tokens_map.json": {"cls_token": null}}),
+                "special_tokens_map.json: cls_token is null; its class needs one",
+            ),
+            (
+                json!({"special_tokens_map.json": {"sep_token": ""}}),
+                "special_tokens_map.json: sep_token is \"\"; it must be a token",
+            ),
+            (json!({NAME: {"sep_token": ""}}), "tokenizer_config.json: sep_token is \"\"; it must"),
             (json!({NAME: {"mask_token": 1}}), "tokenizer_config.json: mask_token is another; it"),
             (json!({NAME: {"extra_special_tokens": [1]}}), "extra_special_tokens is another; it"),
         ] {
