@@ -1,27 +1,24 @@
 //! What a tokenizer has beside its vocabulary, and only the small files beside it name.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::LoadError;
 use crate::json::Fields;
-use crate::named::{Named, Own, Written};
+use crate::named::{Named, Written};
 
 /// Adds what `tokenizer_config.json` names and `tokenizer.json` does not have so, as transformers does:
 /// first by number, then what is for something, then the others. Without numbers there, older files
-/// count. `own` are the tokens that a class has by purpose where nothing is said of it.
+/// count.
 ///
 /// # Errors
 /// When a token would get another number than it has there.
 pub(crate) fn add(
     inner: &mut Tokenizer,
-    dir: &Path,
+    named: &Named<'_>,
     config: &Fields,
-    own: Own<'_>,
 ) -> Result<(), LoadError> {
-    let named = Named::read(dir, config, own)?;
     let numbered = named.by_number()?.into_iter();
     let by_number: Vec<_> = numbered.map(|it| (it.id, made(it.token, it.is_for))).collect();
     let before = inner.get_added_tokens_decoder();
@@ -46,17 +43,7 @@ pub(crate) fn add(
     let numbered: Vec<_> = by_number.iter().filter(is_new).collect();
     inner.add_tokens(&new);
     inner.set_encode_special_tokens(config.flag("split_special_tokens")?);
-    numbered.iter().try_for_each(|(id, token)| check(&named, inner, *id, &token.content))
-}
-
-/// What the token for a purpose is called, where the small files or its class say.
-pub(crate) fn name_of(
-    dir: &Path,
-    config: &Fields,
-    own: Own<'_>,
-    purpose: &str,
-) -> Result<Option<String>, LoadError> {
-    Ok(Named::read(dir, config, own)?.by_name().remove(purpose))
+    numbered.iter().try_for_each(|(id, token)| check(named, inner, *id, &token.content))
 }
 
 /// Holds the number that a token was given against the one that it must have.

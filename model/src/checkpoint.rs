@@ -70,15 +70,22 @@ impl Checkpoint {
         }
     }
 
-    /// Whether two tensors are there and stored alike, number for number.
+    /// Whether two tensors are there and of the same shape and numbers, whatever float each is stored as.
     #[cfg(feature = "cpu")]
     pub(crate) fn are_same(&self, one: &str, other: &str) -> bool {
-        let stored = |name: &str| {
+        let find = |name: &str| {
             let weights = &self.files[*self.places.get(name)?];
-            let entry = weights.entries().get(name)?;
-            Some((&entry.dtype, &entry.shape, weights.stored(entry)?))
+            Some((weights, weights.entries().get(name)?))
         };
-        stored(one).is_some_and(|one| stored(other) == Some(one))
+        find(one).zip(find(other)).is_some_and(|((weights, one), (others, other))| {
+            let stored = || Some((weights.stored(one)?, others.stored(other)?));
+            let numbers = || weights.numbers(one)?.eq(others.numbers(other)?).then_some(());
+            one.shape == other.shape
+                && match one.dtype == other.dtype {
+                    true => stored().is_some_and(|(one, other)| one == other),
+                    false => numbers().is_some(),
+                }
+        })
     }
 
     /// A tensor that is not what the rest of the model says.

@@ -98,9 +98,26 @@ impl<'a> Named<'a> {
     }
 
     /// The tokens that are for something, in the order in which they get numbers.
-    #[cfg(feature = "cpu")]
     pub(crate) fn purposes(&self) -> impl Iterator<Item = &Written> {
         self.by_purpose.iter().map(|(_, token)| token)
+    }
+
+    /// What the token for a purpose is called, where a file or the class says.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn name_of(&self, purpose: &str) -> Option<&str> {
+        let found = self.by_purpose.iter().rev().find(|(name, _)| name == purpose);
+        found.map(|(_, token)| &*token.content)
+    }
+
+    /// A token for a purpose that is not what it must be, by the file that says what it is.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn wrong(
+        &self,
+        purpose: &str,
+        found: impl std::fmt::Display,
+        remedy: &str,
+    ) -> LoadError {
+        self.who_says(purpose).unwrap_or(self.config).wrong(purpose, found, remedy)
     }
 
     /// The tokens of the lists, in the same order behind them.

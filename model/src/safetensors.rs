@@ -124,13 +124,26 @@ impl<B: AsRef<[u8]>> Weights<B> {
             return Err(wrong(format!("is {:?}, config.json says {shape:?}", entry.shape)));
         }
         let from_bytes: fn(&[u8]) -> Vec<f32> = match entry.dtype.as_str() {
-            "F32" => |bytes| chunks(bytes, f32::from_le_bytes),
-            "F16" => |bytes| chunks(bytes, |b| burn::tensor::f16::from_le_bytes(b).to_f32()),
-            "BF16" => |bytes| chunks(bytes, |b| burn::tensor::bf16::from_le_bytes(b).to_f32()),
+            "F32" => |bytes| chunks(bytes, f32::from_le_bytes).collect(),
+            "F16" => |bytes| chunks(bytes, of_f16).collect(),
+            "BF16" => |bytes| chunks(bytes, of_bf16).collect(),
             other => return Err(wrong(format!("is {other}; convert it to F32, F16 or BF16"))),
         };
         let past = || wrong("lies past the end of the file".into());
         Ok(from_bytes(self.stored(entry).ok_or_else(past)?))
+    }
+
+    /// The numbers of a tensor one by one, for what is too large to be in memory as `f32`; of what is no
+    /// float there are none.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn numbers(&self, entry: &Entry) -> Option<Box<dyn Iterator<Item = f32> + '_>> {
+        let bytes = self.stored(entry)?;
+        Some(match entry.dtype.as_str() {
+            "F32" => Box::new(chunks(bytes, f32::from_le_bytes)),
+            "F16" => Box::new(chunks(bytes, of_f16)),
+            "BF16" => Box::new(chunks(bytes, of_bf16)),
+            _ => return None,
+        })
     }
 
     /// A tensor as it is stored.
@@ -212,9 +225,22 @@ fn check_places(entries: &BTreeMap<String, Entry>, data_bytes: u64) -> Result<()
 }
 
 #[cfg(feature = "cpu")]
-fn chunks<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+fn chunks<const N: usize>(
+    bytes: &[u8],
+    convert: impl Fn([u8; N]) -> f32,
+) -> impl Iterator<Item = f32> {
     let (values, _rest) = bytes.as_chunks::<N>();
-    values.iter().map(|value| convert(*value)).collect()
+    values.iter().map(move |value| convert(*value))
+}
+
+#[cfg(feature = "cpu")]
+fn of_f16(bytes: [u8; 2]) -> f32 {
+    burn::tensor::f16::from_le_bytes(bytes).to_f32()
+}
+
+#[cfg(feature = "cpu")]
+fn of_bf16(bytes: [u8; 2]) -> f32 {
+    burn::tensor::bf16::from_le_bytes(bytes).to_f32()
 }
 
 /// Writes `f32` tensors in the order given.

@@ -100,9 +100,12 @@ fn a_directory_without_architectures_is_an_encoder_however_they_are_missing() {
         let info = ModelInfo::read(dir.path()).unwrap();
         assert_eq!((info.kind, info.architecture.as_str()), (expected, "bert"));
     }
-    // A head that nobody here knows is none that may be left out.
+    // A head that nobody here knows is none that may be left out, unless the modules leave it out.
+    let modules = changed("tiny-bert", "config.json", "architectures", json!(["Contriever"]));
+    assert_eq!(load(modules.path()).unwrap(), expected);
     for name in ["HF_ColBERT", "BertClassifier", "BertFor", "BertModelWithHead"] {
         let dir = changed("tiny-bert", "config.json", "architectures", json!([name]));
+        std::fs::remove_file(dir.path().join("modules.json")).unwrap();
         says(
             dir.path(),
             &format!("config.json: architectures is {name}; known are BertModel, Bert"),

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
+use super::modules::MODULES;
 use super::settings::SENTENCE_CONFIG;
 use crate::LoadError;
-use crate::json::Fields;
+use crate::json::{Fields, is_there};
 
 /// Labels that a model may have without naming them.
 const MOST_UNNAMED: usize = 100_000;
@@ -54,7 +55,8 @@ pub(crate) struct HeadConfig {
 /// What may stand behind `BertFor…` and its like in `architectures`.
 const HEADS: &str = "known are BertModel, BertForMaskedLM, BertForPreTraining, \
                      BertForSequenceClassification and BertForTokenClassification, and their like \
-                     of each family";
+                     of each family; for a plain encoder under a name of its own, set BertModel \
+                     there";
 
 impl HeadConfig {
     /// Reads and checks what `config.json` says of the head.
@@ -63,6 +65,8 @@ impl HeadConfig {
         let architecture = fields.texts("architectures")?.first().copied().unwrap_or_default();
         let task = match architecture.split_once("For") {
             None if architecture.is_empty() || architecture.ends_with("Model") => Task::Embedding,
+            // A class from elsewhere, which the modules put to use as a plain encoder.
+            None if is_there(&fields.path().with_file_name(MODULES))? => Task::Embedding,
             // A sentence encoder is often stored with the head that it was trained with.
             Some((_, "MaskedLM" | "PreTraining")) => Task::Embedding,
             Some((_, "SequenceClassification")) => Task::Classification,
@@ -214,6 +218,24 @@ mod tests {
         let error = head(&new(SIGMOID), Some(tanh)).unwrap_err();
         let says = format!("{SENTENCE_CONFIG}: activation_fn is {tanh}; known are");
         assert!(error.contains(&says), "{error}");
+    }
+
+    #[test]
+    fn a_plain_encoder_has_any_name_where_the_modules_of_a_sentence_encoder_stand_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let read = |name: &str| {
+            std::fs::write(&path, format!(r#"{{"architectures": ["{name}"]}}"#)).unwrap();
+            let head = HeadConfig::read(&Fields::read(&path).unwrap());
+            head.map(|head| head.task).map_err(|error| error.to_string())
+        };
+        let error = read("Contriever").unwrap_err();
+        assert!(error.contains("architectures is Contriever; known are BertModel"), "{error}");
+        assert!(error.contains("a plain encoder under a name of its own"), "{error}");
+        std::fs::write(dir.path().join("modules.json"), "[]").unwrap();
+        assert_eq!(read("Contriever"), Ok(Task::Embedding));
+        let error = read("BertForQuestionAnswering").unwrap_err();
+        assert!(error.contains("architectures is BertForQuestionAnswering; known are"), "{error}");
     }
 
     #[test]

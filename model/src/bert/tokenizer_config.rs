@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -16,10 +17,10 @@ use tokenizers::{
 };
 
 use super::Family;
-use super::vocabulary::BERTS;
+use super::vocabulary::{BERTS, CONVBERT, DPRS};
 use crate::catalog::TOKENIZER;
-use crate::json::Fields;
-use crate::named::Own;
+use crate::json::{Fields, is_there};
+use crate::named::{Named, Own};
 use crate::{LoadError, added};
 
 /// The file.
@@ -28,9 +29,23 @@ pub(super) const NAME: &str = "tokenizer_config.json";
 /// The letter that is a space in the words of an XLM-R.
 const SPACE: char = '\u{2581}';
 
+/// The number of the token that stands for what an XLM-R does not know, by its class.
+const UNKNOWN: usize = 3;
+
 /// The names under which transformers has RoBERTa's class.
 const ROBERTAS: [&str; 4] =
     ["RobertaTokenizer", "BartTokenizer", "LEDTokenizer", "LongformerTokenizer"];
+
+/// What a BERT's class goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Steps {
+    /// The three fields.
+    Fields,
+    /// Two of them: letters are small whatever the third says.
+    SmallLetters,
+    /// `tokenizer.json`, in all but what stands around a text.
+    File,
+}
 
 /// Who cuts a text in transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +54,7 @@ enum Class {
     Bert {
         /// Whether the model is told to which text a token belongs.
         with_types: bool,
+        steps: Steps,
     },
     /// `RobertaTokenizer`: pairs of bytes, and the pre-tokenizer has its field.
     Roberta,
@@ -94,9 +110,12 @@ impl TokenizerConfig {
             name => name,
         };
         let is_xlm = config.text(&["model_type"])? == Some("xlm-roberta");
+        let bert = |with_types, steps| Class::Bert { with_types, steps };
         let class = match name.map(|name| name.strip_suffix("Fast").unwrap_or(name)) {
-            Some(name) if BERTS.contains(&name) => Class::Bert { with_types: true },
-            Some("DistilBertTokenizer") => Class::Bert { with_types: false },
+            Some(CONVBERT) if is_there(&dir.join(TOKENIZER))? => bert(true, Steps::File),
+            Some(name) if BERTS.contains(&name) || name == CONVBERT => bert(true, Steps::Fields),
+            Some(name) if DPRS.contains(&name) => bert(true, Steps::SmallLetters),
+            Some("DistilBertTokenizer") => bert(false, Steps::Fields),
             Some(name) if ROBERTAS.contains(&name) => Class::Roberta,
             Some("XLMRobertaTokenizer") => Class::XlmRoberta,
             Some("TokenizersBackend") => Class::Backend,
@@ -104,7 +123,7 @@ impl TokenizerConfig {
             // What transformers takes for the type of the model.
             None if is_xlm => Class::XlmRoberta,
             None => match family {
-                Family::Bert | Family::DistilBert => Class::Bert { with_types: true },
+                Family::Bert | Family::DistilBert => bert(true, Steps::Fields),
                 Family::Roberta => Class::Roberta,
             },
         };
@@ -113,19 +132,28 @@ impl TokenizerConfig {
 
     /// Makes of a tokenizer what transformers makes of it.
     pub(super) fn apply(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+        let named = Named::read(dir, &self.fields, self.class.tokens())?;
         match self.class {
-            Class::Bert { .. } => self.apply_bert(inner, dir)?,
+            Class::Bert { steps: Steps::File, .. } => {}
+            Class::Bert { steps, .. } => self.apply_bert(inner, dir, &named, steps)?,
             Class::Roberta => self.apply_roberta(inner, dir)?,
             Class::XlmRoberta => self.apply_xlm_roberta(inner, dir)?,
             Class::Backend | Class::Other => {}
         }
-        added::add(inner, dir, &self.fields, self.class.tokens())?;
-        self.frame(inner, dir)
+        added::add(inner, &named, &self.fields)?;
+        self.frame(inner, &named)
     }
 
-    fn apply_bert(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+    fn apply_bert(
+        &self,
+        inner: &mut Inner,
+        dir: &Path,
+        named: &Named<'_>,
+        by: Steps,
+    ) -> Result<(), LoadError> {
         let is_on = |name| Ok::<_, LoadError>(self.fields.choice(name)?.unwrap_or(true));
-        let (lowercase, chinese) = (is_on("do_lower_case")?, is_on("tokenize_chinese_chars")?);
+        let lowercase = is_on("do_lower_case")? || by == Steps::SmallLetters;
+        let chinese = is_on("tokenize_chinese_chars")?;
         let strip_accents = self.fields.choice("strip_accents")?;
         let ModelWrapper::WordPiece(words) = inner.get_model() else {
             return Err(self.contradicts(dir, "model", Some(inner.get_model()), "WordPiece"));
@@ -140,7 +168,7 @@ impl TokenizerConfig {
         }
         let usual = WordPiece::default();
         let mut words = words.clone();
-        words.unk_token = self.token(dir, "unk_token")?;
+        words.unk_token = token(named, "unk_token")?;
         words.continuing_subword_prefix = usual.continuing_subword_prefix;
         words.max_input_chars_per_word = usual.max_input_chars_per_word;
         inner.with_model(words);
@@ -172,9 +200,11 @@ impl TokenizerConfig {
     /// What is made otherwise without the space before a text is more than that, and not known here.
     fn apply_xlm_roberta(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
         const FIELD: &str = "add_prefix_space";
-        if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {
+        let ModelWrapper::Unigram(words) = inner.get_model() else {
             return Err(self.contradicts(dir, "model", Some(inner.get_model()), "Unigram"));
-        }
+        };
+        let words = Unigram::from(words.iter().cloned().collect(), Some(UNKNOWN), false);
+        let words = words.map_err(|error| LoadError::malformed(&dir.join(TOKENIZER), error))?;
         let with_space = self.fields.choice(FIELD)?;
         let own = inner.get_pre_tokenizer();
         match own.and_then(begins_with_space) {
@@ -195,6 +225,7 @@ impl TokenizerConfig {
             return Err(self.contradicts(dir, "normalizer", inner.get_normalizer(), expected));
         }
         let letters = steps.iter().find(|step| is_map(step)).cloned();
+        inner.with_model(words);
         inner.with_normalizer(letters);
         let spaces = Metaspace::new(SPACE, PrependScheme::Always, true);
         let steps = vec![WhitespaceSplit.into(), spaces.into()];
@@ -203,15 +234,15 @@ impl TokenizerConfig {
     }
 
     /// Puts around a text, or two, what the class puts there, once all tokens have their numbers.
-    fn frame(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
+    fn frame(&self, inner: &mut Inner, named: &Named<'_>) -> Result<(), LoadError> {
         let (first, last) = match self.class {
             Class::Bert { .. } | Class::Roberta => ("cls_token", "sep_token"),
             Class::XlmRoberta => ("bos_token", "eos_token"),
             Class::Backend | Class::Other => return Ok(()),
         };
         let token = |purpose| {
-            let name = self.token(dir, purpose)?;
-            let wrong = || self.fields.wrong(purpose, &name, "it must be a token of the tokenizer");
+            let (name, remedy) = (token(named, purpose)?, "it must be a token of the tokenizer");
+            let wrong = || named.wrong(purpose, format!("{name:?}"), remedy);
             let id = inner.token_to_id(&name).ok_or_else(wrong)?;
             Ok::<_, LoadError>((name, id))
         };
@@ -228,14 +259,6 @@ impl TokenizerConfig {
         let around = around.trim_offsets(trims).add_prefix_space(with_space);
         inner.with_post_processor(Some(around));
         Ok(())
-    }
-
-    /// What a token that the class needs is called.
-    fn token(&self, dir: &Path, purpose: &str) -> Result<String, LoadError> {
-        let name = added::name_of(dir, &self.fields, self.class.tokens(), purpose)?;
-        let missing =
-            || self.fields.wrong(purpose, "null", "its class needs one; name it, or take it out");
-        name.ok_or_else(missing)
     }
 
     /// The end at which a text is cut off that is too long: what the tokenizer's own file says counts
@@ -260,7 +283,7 @@ impl TokenizerConfig {
             return Ok(self.fields.texts(FIELD)?.contains(&"token_type_ids"));
         }
         Ok(match self.class {
-            Class::Bert { with_types } => with_types,
+            Class::Bert { with_types, .. } => with_types,
             Class::Roberta | Class::XlmRoberta | Class::Backend => false,
             Class::Other => true,
         })
@@ -290,6 +313,12 @@ impl TokenizerConfig {
     }
 }
 
+/// What a token that a class needs is called.
+fn token(named: &Named<'_>, purpose: &str) -> Result<String, LoadError> {
+    let missing = || named.wrong(purpose, "null", "its class needs one; name it, or take it out");
+    named.name_of(purpose).map(str::to_owned).ok_or_else(missing)
+}
+
 fn steps(own: &NormalizerWrapper) -> &[NormalizerWrapper] {
     match own {
         NormalizerWrapper::Sequence(all) => all.as_ref(),
@@ -303,7 +332,23 @@ fn is_map(step: &NormalizerWrapper) -> bool {
 }
 
 fn makes_spaces_fewer(step: &NormalizerWrapper) -> bool {
-    matches!(step, NormalizerWrapper::Replace(_) | NormalizerWrapper::StripNormalizer(_))
+    match step {
+        NormalizerWrapper::StripNormalizer(_) => true,
+        NormalizerWrapper::Replace(step) => {
+            let is_space = [" ", "\u{2581}"].contains(&&*step.content);
+            // The library tells of a pattern only as it is written.
+            is_space && serde_json::to_value(step).is_ok_and(|step| is_of_spaces(&step["pattern"]))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a pattern of a step that replaces is of spaces alone, one at least.
+fn is_of_spaces(pattern: &serde_json::Value) -> bool {
+    let behind_spaces = |kind: &str| pattern[kind].as_str()?.strip_prefix(' ');
+    let behind = |kind| behind_spaces(kind).map(|rest| rest.trim_start_matches(' '));
+    behind("String") == Some("")
+        || behind("Regex").is_some_and(|rest| ["", "+", "{1,}", "{2,}"].contains(&rest))
 }
 
 /// Whether a text begins with a space, of a step that says so, alone or among others.
@@ -388,6 +433,11 @@ mod tests {
                 types.clear();
             }
             assert_eq!(json!(found.types()), json!(types), "{case}");
+            if case["places"].is_array() {
+                let found = tokenizer.tokenize_pieces(text).unwrap();
+                let places: Vec<_> = found.pieces.iter().map(|it| (it.start, it.end)).collect();
+                assert_eq!(json!(places), case["places"], "{case}");
+            }
         }
     }
 
@@ -409,6 +459,10 @@ mod tests {
         let (bert, roberta) = ("BertTokenizer", "RobertaTokenizer");
         let xlm = "XLMRobertaTokenizerFast";
         let lower = json!({"type": "Lowercase"});
+        let replace = |kind: &str, pattern: &str, content: &str| {
+            let step = json!({"type": "Replace", "pattern": {kind: pattern}, "content": content});
+            json!({"normalizer": step})
+        };
         for (name, class, tokenizer, says) in [
             ("tiny-bert", bert, json!({"normalizer": {"type": "Lowercase"}}), "Lowercase"),
             ("tiny-bert", bert, json!({"normalizer": null}), "normalizer is missing"),
@@ -436,6 +490,10 @@ mod tests {
                 json!({"pre_tokenizer": {"prepend_scheme": "never"}}),
                 "pre_tokenizer is Metaspace; the XLMRobertaTokenizer",
             ),
+            ("tiny-xlm-roberta", xlm, replace("String", "a", " "), "normalizer is Replace; the X"),
+            ("tiny-xlm-roberta", xlm, replace("String", " ", ""), "normalizer is Replace; the X"),
+            ("tiny-xlm-roberta", xlm, replace("Regex", " .", " "), "normalizer is Replace; the X"),
+            ("tiny-xlm-roberta", xlm, replace("Regex", " *", " "), "normalizer is Replace; the X"),
         ] {
             let files = json!({NAME: {"tokenizer_class": class}, TOKENIZER: tokenizer});
             let dir = model(name, &files);
@@ -446,6 +504,10 @@ mod tests {
                 json!({NAME: {"tokenizer_class": "PreTrainedTokenizerFast"}, TOKENIZER: tokenizer});
             Tokenizer::load(model(name, &files).path()).unwrap();
         }
+    }
+
+    #[test]
+    fn a_number_or_a_space_that_the_tokenizer_has_otherwise_is_refused() {
         for (id, content) in [("400", "new"), ("5", "[CLS]"), ("133", "motor")] {
             let files = json!({NAME: {"added_tokens_decoder": {id: {"content": content}}}});
             let error = Tokenizer::load(model("tiny-bert", &files).path()).unwrap_err().to_string();
@@ -484,6 +546,15 @@ mod tests {
                 json!({"added_tokens.json": {"[New]": "a"}}),
                 "added_tokens.json: [New] is \"a\"; it must",
             ),
+            (
+                json!({"special_tokens_map.json": {"cls_token": null}}),
+                "special_tokens_map.json: cls_token is null; its class needs one",
+            ),
+            (
+                json!({"special_tokens_map.json": {"sep_token": ""}}),
+                "special_tokens_map.json: sep_token is \"\"; it must be a token",
+            ),
+            (json!({NAME: {"sep_token": ""}}), "tokenizer_config.json: sep_token is \"\"; it must"),
             (json!({NAME: {"mask_token": 1}}), "tokenizer_config.json: mask_token is another; it"),
             (json!({NAME: {"extra_special_tokens": [1]}}), "extra_special_tokens is another; it"),
         ] {

@@ -19,6 +19,12 @@ pub(super) const BERTS: [&str; 6] = [
     "SqueezeBertTokenizer",
 ];
 
+/// BERT's class, but for `do_lower_case`, which these keep to themselves.
+pub(super) const DPRS: [&str; 2] = ["DPRContextEncoderTokenizer", "DPRQuestionEncoderTokenizer"];
+
+/// Takes `tokenizer.json` for its steps, and makes a list of words a BERT's.
+pub(super) const CONVBERT: &str = "ConvBertTokenizer";
+
 /// The file that says how texts are cut, where there is one: a list of words is enough for the classes
 /// that have all else by themselves.
 pub(crate) fn tokenizer_file(dir: &Path) -> Result<Option<&'static str>, LoadError> {
@@ -33,8 +39,8 @@ pub(crate) fn tokenizer_file(dir: &Path) -> Result<Option<&'static str>, LoadErr
         class => class,
     };
     let is_enough = match class.map(|name| name.strip_suffix("Fast").unwrap_or(name)) {
-        Some("DistilBertTokenizer") => true,
-        Some(class) => BERTS.contains(&class),
+        Some("DistilBertTokenizer" | CONVBERT) => true,
+        Some(class) => BERTS.contains(&class) || DPRS.contains(&class),
         None => matches!(config.text(&["model_type"])?, Some("bert" | "distilbert")),
     };
     Ok((is_enough && is_there(&dir.join(WORDS))?).then_some(WORDS))

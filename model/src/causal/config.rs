@@ -234,14 +234,6 @@ pub(crate) fn check_head(fields: &Fields) -> Result<(), LoadError> {
     member(fields).map(drop)
 }
 
-/// The token that ends an answer where no file speaks of one, as the classes of transformers have it.
-pub(super) fn end_of_class(fields: &Fields) -> Result<Option<u32>, LoadError> {
-    Ok(match member(fields)? {
-        Member::Llama | Member::Mistral => Some(2),
-        Member::Qwen2 | Member::Qwen3 => None,
-    })
-}
-
 /// The member that this is, with a head that makes tokens.
 fn member(fields: &Fields) -> Result<Member, LoadError> {
     let model_type = fields.text(&["model_type"])?.unwrap_or("missing");

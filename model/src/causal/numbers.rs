@@ -75,17 +75,42 @@ impl Numbers {
         Ok(numbers)
     }
 
-    /// The number of a token, which has a name from now on.
+    /// The number of a token that is for something, which has a name from now on. Where no file gives
+    /// it one, it is that which the tokenizer will give it.
     ///
     /// # Errors
     /// When the tokenizer's file is not what it should be.
-    pub(super) fn of(&mut self, dir: &Path, name: &str) -> Result<Option<u32>, LoadError> {
-        if !self.has(name)
-            && let Some(id) = file::<Whole>(dir)?.number_of(name)
-        {
-            self.0.entry(id).or_insert_with(|| name.to_owned());
+    pub(super) fn of(
+        &mut self,
+        dir: &Path,
+        tokens: &Named<'_>,
+        name: &str,
+    ) -> Result<Option<u32>, LoadError> {
+        if !self.has(name) {
+            let whole = file::<Whole>(dir)?;
+            if let Some(id) = whole.number_of(name).or_else(|| self.next_of(&whole, tokens, name)) {
+                self.0.entry(id).or_insert_with(|| name.to_owned());
+            }
         }
         Ok(self.0.iter().find(|(_, known)| *known == name).map(|(id, _)| *id))
+    }
+
+    /// The number of a token that no file numbers: such tokens lie behind all others, in the order of
+    /// what they are for.
+    fn next_of(&self, whole: &Whole, tokens: &Named<'_>, name: &str) -> Option<u32> {
+        let added = whole.added_tokens.iter().map(|it| it.id);
+        let behind = added.chain(self.0.keys().copied()).map(|id| id.saturating_add(1));
+        let first = behind.fold(whole.n_words()?, u32::max);
+        let mut new: Vec<&str> = Vec::new();
+        for content in tokens.purposes().map(|it| &*it.content) {
+            let is_known = self.has(content) || whole.number_of(content).is_some();
+            // A token without letters is none.
+            if !is_known && !content.is_empty() && !new.contains(&content) {
+                new.push(content);
+            }
+        }
+        let place = new.iter().position(|known| *known == name)?;
+        first.checked_add(u32::try_from(place).ok()?)
     }
 
     /// All of them.
@@ -99,9 +124,22 @@ impl Numbers {
 }
 
 impl Whole {
+    fn words(&self) -> Option<&Words> {
+        self.model.as_ref()?.vocab.as_ref()
+    }
+
+    fn n_words(&self) -> Option<u32> {
+        let n_words = match self.words()? {
+            Words::ByName(words) => words.len(),
+            Words::InOrder(words) => words.len(),
+            Words::Other(_) => return None,
+        };
+        u32::try_from(n_words).ok()
+    }
+
     fn number_of(&self, name: &str) -> Option<u32> {
         let added = self.added_tokens.iter().find(|it| it.content == name).map(|it| it.id);
-        added.or_else(|| match self.model.as_ref()?.vocab.as_ref()? {
+        added.or_else(|| match self.words()? {
             Words::ByName(words) => words.get(name).copied(),
             Words::InOrder(words) => {
                 let place = words.iter().position(|(word, _)| word == name)?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::Sampling;
 use super::class::Class;
-use super::config::{Config, end_of_class};
+use super::config::Config;
 use super::numbers::Numbers;
 use crate::LoadError;
 use crate::json::{Fields, is_there};
@@ -107,7 +107,8 @@ impl Settings {
         let special = tokens.by_name();
         let mut numbers = Numbers::read(dir, &tokens)?;
         // A model that was taught to converse may only say in its tokenizer what ends an answer.
-        let own = special.get("eos_token").map(|name| numbers.of(dir, name)).transpose()?;
+        let own =
+            special.get("eos_token").map(|name| numbers.of(dir, &tokens, name)).transpose()?;
         let ends = ends(&generation, &Fields::read(&path)?)?;
         let mut ends: Vec<u32> = ends.into_iter().chain(own.flatten()).collect();
         ends.sort_unstable();
@@ -243,11 +244,12 @@ pub(super) fn unheeded(generation: &Fields) -> Vec<String> {
 /// The tokens that end an answer as far as the model itself says.
 fn ends(generation: &Fields, config: &Fields) -> Result<Vec<u32>, LoadError> {
     const NAME: &str = "eos_token_id";
-    match generation.ids(NAME)? {
-        Some(ends) => Ok(ends),
-        None if config.says(NAME) => Ok(config.ids(NAME)?.unwrap_or_default()),
-        None => Ok(end_of_class(config)?.into_iter().collect()),
-    }
+    let ends = match generation.ids(NAME)? {
+        // What a class of transformers has where this is silent ends no answer there either.
+        None => config.ids(NAME)?,
+        ends => ends,
+    };
+    Ok(ends.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -331,26 +333,57 @@ mod tests {
         }
     }
 
+    /// As transformers generates: it reads `config.json` for this, and asks no class.
     #[test]
-    fn a_member_whose_class_has_an_end_has_it_where_no_file_speaks_of_one() {
-        for (name, without, null) in [
-            ("tiny-llama", vec![2], vec![]),
-            ("tiny-mistral", vec![2], vec![]),
-            ("tiny-qwen2", vec![], vec![]),
-            ("tiny-qwen3", vec![], vec![]),
-        ] {
-            for (value, expected) in [(None, without), (Some(Value::Null), null)] {
+    fn an_end_that_only_the_class_of_a_model_has_ends_no_answer() {
+        for name in ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3"] {
+            for value in [None, Some(Value::Null)] {
                 let dir = tempfile::tempdir().unwrap();
                 let config = std::fs::read(fixture(name).join("config.json")).unwrap();
                 let mut config: Value = serde_json::from_slice(&config).unwrap();
                 let fields = config.as_object_mut().unwrap();
-                match value {
-                    None => drop(fields.remove("eos_token_id")),
-                    Some(value) => drop(fields.insert("eos_token_id".to_owned(), value)),
-                }
+                fields.remove("eos_token_id");
+                fields.extend(value.map(|value| ("eos_token_id".to_owned(), value)));
                 std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-                assert_eq!(Settings::read(dir.path()).unwrap().ends()[..], expected, "{name}");
+                assert!(Settings::read(dir.path()).unwrap().ends().is_empty(), "{name}");
             }
+        }
+    }
+
+    /// The numbers are those of transformers.
+    #[test]
+    fn an_end_that_no_file_numbers_has_the_number_that_the_tokenizer_gives_it() {
+        let whole = std::fs::read(fixture("tiny-llama/tokenizer.json")).unwrap();
+        let whole: Value = serde_json::from_slice(&whole).unwrap();
+        let named = |name: &str| json!({"content": name, "special": true});
+        let config = |fields: Value| vec![("tokenizer_config.json", fields)];
+        let map = |fields: Value| vec![("special_tokens_map.json", fields)];
+        let older = ("added_tokens.json", json!({"<x>": 384}));
+        let numbered = json!({"384": named("<x>")});
+        for (mut files, expected) in [
+            (map(json!({"eos_token": "<end>", "pad_token": "<other>"})), 384),
+            (map(json!({"eos_token": "<end>", "bos_token": "<begin>"})), 385),
+            (config(json!({"eos_token": "<end>", "bos_token": "<end>"})), 384),
+            (config(json!({"eos_token": "<end>", "bos_token": "a"})), 384),
+            ([config(json!({"eos_token": "<end>"})), vec![older]].concat(), 385),
+            (config(json!({"eos_token": "<end>", "added_tokens_decoder": {}})), 384),
+            (
+                config(json!({
+                    "eos_token": "<end>", "bos_token": "<begin>", "added_tokens_decoder": numbered,
+                })),
+                386,
+            ),
+            (
+                config(json!({
+                    "eos_token": "<end>", "bos_token": "<x>", "added_tokens_decoder": numbered,
+                })),
+                385,
+            ),
+        ] {
+            files.push(("tokenizer.json", whole.clone()));
+            let settings = with(&files).unwrap();
+            assert_eq!(settings.ends()[..], [2, expected], "{:?}", files[0]);
+            assert_eq!(settings.name_of(expected), Some("<end>"), "{:?}", files[0]);
         }
     }
 

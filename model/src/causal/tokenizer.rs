@@ -9,6 +9,7 @@ use super::{Settings, tokenizer_class};
 use crate::bert::{check_length, guarded, uncut};
 use crate::catalog::TOKENIZER;
 use crate::json::Fields;
+use crate::named::Named;
 use crate::{ItemError, LoadError, added, catalog};
 
 /// A model's own way to cut a text; cheap to clone, and shared by threads.
@@ -63,9 +64,10 @@ impl Tokenizer {
         if let Some(class) = class {
             tokenizer_class::apply(&mut inner, dir, class, &config)?;
         }
-        added::add(&mut inner, dir, &config, class.map_or(&[][..], Class::tokens))?;
+        let named = Named::read(dir, &config, class.map_or(&[][..], Class::tokens))?;
+        added::add(&mut inner, &named, &config)?;
         if let Some(class) = class {
-            tokenizer_class::frame(&mut inner, dir, class, &config)?;
+            tokenizer_class::frame(&mut inner, &named, class)?;
         }
         let [none, some] = ["", "a"].map(|text| guarded(&path, || inner.encode_fast(text, true)));
         let (none, some) = (none?, some?);

@@ -14,9 +14,10 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{ModelWrapper, NormalizerWrapper, PostProcessorWrapper, Tokenizer};
 
 use super::class::Class;
+use crate::LoadError;
 use crate::catalog::TOKENIZER;
 use crate::json::Fields;
-use crate::{LoadError, added};
+use crate::named::Named;
 
 /// The letter that is a space in the words of such a tokenizer.
 const SPACE: char = '\u{2581}';
@@ -75,27 +76,27 @@ pub(super) fn apply(
 /// When that is no token of the tokenizer.
 pub(super) fn frame(
     inner: &mut Tokenizer,
-    dir: &Path,
+    named: &Named<'_>,
     class: Class,
-    tokenizer: &Fields,
 ) -> Result<(), LoadError> {
     const FIRST: &str = "bos_token";
     if class != Class::CodeLlama {
         return Ok(());
     }
-    let Some(first) = added::name_of(dir, tokenizer, class.tokens(), FIRST)? else {
+    let Some(first) = named.name_of(FIRST) else {
         inner.with_post_processor(None::<PostProcessorWrapper>);
         return Ok(());
     };
-    let Some(id) = inner.token_to_id(&first) else {
-        return Err(tokenizer.wrong(FIRST, first, "it must be a token of the tokenizer"));
+    let Some(id) = inner.token_to_id(first) else {
+        let found = format!("{first:?}");
+        return Err(named.wrong(FIRST, found, "it must be a token of the tokenizer"));
     };
     let part = |id| serde_json::json!({"Sequence": {"id": id, "type_id": 0}});
     let made = serde_json::json!({
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": first, "type_id": 0}}, part("A")],
         "pair": [part("A"), part("B")],
-        "special_tokens": {&*first: {"id": first, "ids": [id], "tokens": [first]}},
+        "special_tokens": {first: {"id": first, "ids": [id], "tokens": [first]}},
     });
     let made: TemplateProcessing =
         serde_json::from_value(made).expect("these are the fields of such a step");

@@ -390,6 +390,51 @@ mod tests {
         assert!(error.to_string().contains(says), "{error}");
     }
 
+    /// The bytes of tensors, those of this name in `bf16`.
+    fn with_one_in_bf16(tensors: &Tensors, name: &str) -> Vec<u8> {
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (full, shape, values) in tensors {
+            let start = data.len();
+            let half = full.ends_with(name);
+            let bytes = values.iter().flat_map(|value| match half {
+                true => burn::tensor::bf16::from_f32(*value).to_le_bytes().to_vec(),
+                false => value.to_le_bytes().to_vec(),
+            });
+            data.extend(bytes);
+            let dtype = if half { "BF16" } else { "F32" };
+            let place = [start, data.len()];
+            let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": place});
+            header.insert(full.clone(), entry);
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+    }
+
+    #[test]
+    fn a_head_of_the_numbers_of_the_table_is_the_table_in_whatever_type_each_is_stored() {
+        let tied = Config { tied: true, ..config() };
+        let mut tensors = tensors("model.");
+        let find = |name: &'static str| {
+            move |(full, ..): &(String, Vec<usize>, Vec<f32>)| full.ends_with(name)
+        };
+        let (words, head) = (
+            tensors.iter().position(find(WORDS)).unwrap(),
+            tensors.iter().position(find(HEAD)).unwrap(),
+        );
+        // Numbers that both types have.
+        tensors[words].2.iter_mut().enumerate().for_each(|(n, value)| *value = n as f32 / 8.0);
+        tensors[head].2 = tensors[words].2.clone();
+        let is_tied = |tensors: &Tensors, in_bf16: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let bytes = with_one_in_bf16(tensors, in_bf16);
+            std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+            Reader::new(Checkpoint::open(dir.path()).unwrap(), &tied).unwrap().is_tied()
+        };
+        assert!(is_tied(&tensors, WORDS) && is_tied(&tensors, HEAD));
+        *tensors[head].2.last_mut().unwrap() += 1.0;
+        assert!(!is_tied(&tensors, WORDS) && !is_tied(&tensors, HEAD));
+    }
+
     #[test]
     fn what_a_member_does_not_have_is_not_asked_for() {
         let plain =

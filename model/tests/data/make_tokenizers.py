@@ -8,8 +8,11 @@ Needs transformers (5.24.0) and sentence-transformers; the tests do not.
 Each case is a tiny model with fields changed, by file; a field or file that is null is taken out.
 """
 
+import base64
+import itertools
 import json
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -54,17 +57,50 @@ def case(model, files, text, pair=None):
             path.write_text(json.dumps(changed(json.loads(path.read_text()), changes)))
         if any(name.startswith("sentence_") for name in files):
             found = SentenceTransformer(str(directory), device="cpu").preprocess([text])
-            ids, types = found["input_ids"][0].tolist(), None
+            ids, types, places = found["input_ids"][0].tolist(), None, None
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(directory))
-            found = tokenizer(*[text] if pair is None else [text, pair], truncation=True)
+            texts = [text] if pair is None else [text, pair]
+            found = tokenizer(*texts, truncation=True, return_offsets_mapping=True)
             ids, types = found["input_ids"], found.get("token_type_ids")
-    return dict(model=model, files=files, text=text, pair=pair, ids=ids, types=types)
+            places = found["offset_mapping"] if pair is None else None
+    row = dict(model=model, files=files, text=text, pair=pair)
+    return dict(row, ids=ids, types=types, places=places)
 
 
 def token(content, **more):
     flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
     return {"content": content, **flags, **more}
+
+
+def letters(changes):
+    """A map of letters as SentencePiece has it: a trie, in which the children of a node lie at its base
+    with their bytes, and the texts behind it."""
+    tree, texts = {}, b""
+    for letter, text in changes.items():
+        node = tree
+        for byte in letter.encode():
+            node = node.setdefault(byte, {})
+        node[0] = len(texts)
+        texts += text.encode() + b"\0"
+    units, bases = {0: 0}, set()
+
+    def put(at, label, node):
+        def is_free(base):
+            return base not in bases and not any(base ^ byte in units for byte in node)
+
+        base = next(filter(is_free, itertools.count(1)))
+        bases.add(base)
+        units[at] = label | (0 in node) << 8 | (at ^ base) << 10
+        units.update({base ^ byte: 0 if byte else 1 << 31 | inner for byte, inner in node.items()})
+        for byte, inner in node.items():
+            if byte:
+                put(base ^ byte, byte, inner)
+
+    put(0, 0, tree)
+    trie = [units.get(at, 0) for at in range(max(units) + 1)]
+    raw = struct.pack(f"<{len(trie) + 1}I", 4 * len(trie), *trie) + texts
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(raw).decode()}
 
 
 def in_order(fields):
@@ -83,17 +119,32 @@ ROBERTA = {"tokenizer_class": "RobertaTokenizer"}
 XLM = {"tokenizer_class": "XLMRobertaTokenizer"}
 BARE_FRAME = {"post_processor": None}
 OTHER_FRAME = {"post_processor": {"single": [{"Sequence": {"id": "A", "type_id": 0}}]}}
-# What versions of transformers before 5 wrote for an XLM-R, but for the map of letters.
-SPACES = {
-    "normalizer": {
-        "type": "Sequence",
-        "normalizers": [
-            {"type": "Strip", "strip_left": False, "strip_right": True},
-            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
-        ],
-    },
-}
+# What versions of transformers before 5 wrote for an XLM-R.
+LETTERS = letters({"ﬁ": "fi", "Ａ": "A", "Ｂ": "B"})
+STRIP = {"type": "Strip", "strip_left": False, "strip_right": True}
 GAPS = "pump  the\tmotor\n pump "
+LIGATED = " ﬁ  Ａir\tＢar pump "
+
+
+def fewer(content):
+    return {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": content}
+
+
+def in_turn(*steps):
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
+def model_xlm(**fields):
+    return {"normalizer": None, "model": fields}
+
+
+def with_bytes_of(letter):
+    """The words of tiny-xlm-roberta, the last of them replaced by the bytes of a letter."""
+    words = json.loads((HERE / "tiny-xlm-roberta" / TOKENIZER).read_text())["model"]["vocab"]
+    names = [f"<0x{byte:02X}>" for byte in letter.encode()]
+    return [*words[: -len(names)], *([name, -5.0] for name in names)]
+
+
 BACKEND = {"tokenizer_class": "TokenizersBackend", "mask_token": None, "cls_token": None}
 NAMED = "[CLS] the[MASK] [New] xpumpx <mask>[Other]</s>"
 # Words of the vocabulary of tiny-bert.
@@ -281,12 +332,56 @@ CASES = [
         "motor</s><unk>",
     ),
     ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: {"normalizer": None}}, GAPS),
-    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: SPACES}, GAPS),
+    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: in_turn(STRIP, fewer(" "))}, GAPS),
+    *(
+        ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: steps}, LIGATED)
+        for steps in [
+            {"normalizer": None},
+            {"normalizer": LETTERS},
+            in_turn(LETTERS, fewer(" ")),
+            in_turn(LETTERS, STRIP, fewer("▁")),
+        ]
+    ),
+    ("tiny-xlm-roberta", {CONFIG: XLM, TOKENIZER: model_xlm(unk_id=0)}, "☃ pump"),
+    (
+        "tiny-xlm-roberta",
+        {CONFIG: XLM, TOKENIZER: model_xlm(byte_fallback=True, vocab=with_bytes_of("☃"))},
+        "☃ pump",
+    ),
+    # Where tokens stand in a text.
+    *(
+        ("tiny-roberta", {CONFIG: {**ROBERTA, **how}}, "pump  the é motor")
+        for how in [
+            {},
+            {"trim_offsets": False},
+            {"add_prefix_space": True},
+            {"add_prefix_space": True, "trim_offsets": False},
+        ]
+    ),
     # Names that are others for the same classes.
     *(
         ("tiny-rerank-bert", {CONFIG: {"tokenizer_class": name, "do_lower_case": False}}, *pair)
-        for name in ["ElectraTokenizer", "MobileBertTokenizerFast", "SqueezeBertTokenizer"]
+        for name in [
+            "ElectraTokenizer",
+            "MobileBertTokenizerFast",
+            "SqueezeBertTokenizer",
+            "LayoutLMTokenizer",
+            "LxmertTokenizerFast",
+            "ConvBertTokenizer",
+            "DPRQuestionEncoderTokenizer",
+            "DPRContextEncoderTokenizerFast",
+        ]
         for pair in [("The Pump",), ("the pump", "The motor")]
+    ),
+    # One takes the steps of the file, but not what stands around a text; two have small letters always.
+    *(
+        ("tiny-rerank-bert", {**files, CONFIG: {"tokenizer_class": name, **how}}, *pair)
+        for name in ["ConvBertTokenizerFast", "DPRContextEncoderTokenizer"]
+        for files, how, *pair in [
+            ({TOKENIZER: CASED}, {"do_lower_case": True}, "The Pump"),
+            ({TOKENIZER: BARE_FRAME}, {"strip_accents": False}, "Crème", "the"),
+            (BY_WORDS, {"do_lower_case": False}, LISTED),
+        ]
     ),
     *(
         ("tiny-roberta", {CONFIG: {"tokenizer_class": name, "add_prefix_space": True}}, "pump")
