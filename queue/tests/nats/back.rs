@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use ebb_queue::{Delivery, Queue, Settled};
 
 use crate::way::Way;
-use crate::{job, on_each, receive, take, try_open, until};
+use crate::{LONG, job, on_each, receive, take, try_open, until};
 
 /// Nobody is to wait for long until a lease ends.
 const LEASE: &str = "lease=3s";
@@ -95,17 +95,18 @@ fn a_job_that_was_about_to_be_put_back_comes_once_though_its_holder_is_late() {
 
 #[test]
 fn a_job_that_its_first_holder_put_back_after_all_is_not_buried_by_the_next() {
-    const LATE: Duration = Duration::from_secs(2);
     on_each(async |server| {
         let way = Way::to(server.port()).await;
         let (first, next) = (open_at(server.port()).await, open_at(way.port).await);
         first.publish(vec![job("a")]).await.unwrap();
         let back = [take(&first, 1).await.remove(0).retry(Duration::ZERO, "again")];
-        // What the next holder says of its lease comes late.
-        way.hold("PUB ebb.jobs.notes.lease", LATE);
+        // What the next holder says of its lease comes when the first has put it back.
+        way.hold("PUB ebb.jobs.notes.lease", LONG);
         let put_back = async {
             until("it was handed to the next", async || !way.holds()).await;
-            first.settle(&back).await.unwrap()
+            let settled = first.settle(&back).await.unwrap();
+            way.let_go();
+            settled
         };
         let (taken, settled) = tokio::join!(take(&next, 1), put_back);
         assert_eq!((settled, attempts(&taken)), (vec![Settled::Held], vec![("a", 2)]));

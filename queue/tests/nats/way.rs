@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
 
 /// What is done to the words of a client on their way.
 #[derive(Default)]
@@ -34,6 +34,7 @@ pub struct Way {
     pub port: u16,
     is_open: watch::Sender<bool>,
     done: Shared,
+    let_go: Arc<Notify>,
 }
 
 impl Way {
@@ -42,14 +43,15 @@ impl Way {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (is_open, mut watched) = watch::channel(true);
-        let done = Shared::default();
-        let way = Self { port, is_open, done: done.clone() };
+        let (done, let_go) = (Shared::default(), Arc::new(Notify::new()));
+        let way = Self { port, is_open, done: done.clone(), let_go: let_go.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if !*watched.borrow_and_update() {
                     continue;
                 }
                 let (mut watched, done) = (watched.clone(), done.clone());
+                let let_go = let_go.clone();
                 tokio::spawn(async move {
                     // At the end of a test it may be gone.
                     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
@@ -58,7 +60,7 @@ impl Way {
                     let ((from, mut back), (mut answers, to)) =
                         (client.into_split(), server.into_split());
                     tokio::select! {
-                        () = ask(from, to, done) => {}
+                        () = ask(from, to, (done, let_go)) => {}
                         _ = copy(&mut answers, &mut back) => {}
                         _ = watched.changed() => {}
                     }
@@ -80,6 +82,11 @@ impl Way {
     /// Holds up the next client that says these words, once and for so long.
     pub fn hold(&self, words: &'static str, span: Duration) {
         self.done.lock().unwrap().held = Some((words, span));
+    }
+
+    /// What is held up goes on.
+    pub fn let_go(&self) {
+        self.let_go.notify_one();
     }
 
     /// From now on passes on other words, as long, in place of these.
@@ -124,7 +131,11 @@ impl Way {
 }
 
 /// Passes on what a client says, until it ends.
-async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, done: Shared) {
+async fn ask(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    (done, let_go): (Shared, Arc<Notify>),
+) {
     let mut said = Vec::with_capacity(64 << 10);
     while let Ok(1..) = from.read_buf(&mut said).await {
         let words = |done: &Done| [done.held.map(|held| held.0), done.changed.map(|(old, _)| old)];
@@ -136,7 +147,7 @@ async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, done: Shared) {
         let is_held = |(words, _): &mut (&str, Duration)| place(&said, words).is_some();
         let span = done.lock().unwrap().held.take_if(is_held).map(|(_, span)| span);
         if let Some(span) = span {
-            sleep(span).await;
+            drop(timeout(span, let_go.notified()).await);
         }
         let changed = done.lock().unwrap().changed;
         if let Some((words, others)) = changed {
