@@ -1,13 +1,13 @@
-//! A job that comes again: of an id that is asked for and not known a cluster believes for a while that it
-//! is about to be stored, and stores nothing by it.
+//! A job that comes again: of an id that is asked for and not known an older cluster believes for a while
+//! that it is about to be stored, and stores nothing by it.
 
 use std::time::Duration;
 
-use ebb_queue::Settled;
+use ebb_queue::{Job, Settled};
 use ebb_servers::{NatsCluster, NatsVersion};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{on_cluster, on_its_own};
+use super::{on_cluster, on_its_own, streams};
 use crate::{LONG, job, receive, try_open, until, until_ok};
 
 async fn assert_is_put_back(cluster: &NatsCluster) {
@@ -32,4 +32,39 @@ async fn assert_is_put_back(cluster: &NatsCluster) {
 fn a_job_that_was_taken_over_is_put_back_at_once() {
     on_cluster(async |cluster| assert_is_put_back(cluster).await);
     on_its_own(NatsVersion::Oldest, assert_is_put_back);
+}
+
+/// A cluster looks whether an id is known before it looks whether there is room, and an older one believes then
+/// that it is about to be stored.
+async fn assert_is_handed_out_where_the_stream_is_full(cluster: &NatsCluster) {
+    let url = format!("{}?queue=full&replicas=3&lease=3s", cluster.url());
+    let (first, next) = (try_open(&url).await.unwrap(), try_open(&url).await.unwrap());
+    let large = Job { body: vec![7; 100_000].into(), ..job("a") };
+    until_ok(async || first.publish(vec![large.clone()]).await).await;
+    let taken = until_ok(async || receive(&first, 1).await).await.remove(0);
+    let streams = streams(cluster).await;
+    let mut stream = streams.get_stream("EBB_JOBS_full").await.unwrap();
+    let info = stream.info().await.unwrap();
+    let mut config = info.config.clone();
+    config.max_bytes = i64::try_from(info.state.bytes).unwrap() + 50_000;
+    streams.update_stream(&config).await.unwrap();
+    first.settle(&[taken.retry(Duration::ZERO, "again")]).await.unwrap_err();
+    let end = Instant::now() + LONG;
+    let again = loop {
+        assert!(Instant::now() < end, "it is handed out");
+        match receive(&next, 1).await {
+            Ok(mut taken) if !taken.is_empty() => break taken.remove(0),
+            // Servers that have no time for each other answer nobody for some seconds.
+            _ => sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert_eq!(again.attempt, 2);
+    let done = [again.ack()];
+    until_ok(async || Ok(next.settle(&done).await?)).await;
+}
+
+#[test]
+fn a_job_that_a_cluster_has_no_room_to_store_anew_is_handed_out_all_the_same() {
+    on_cluster(async |cluster| assert_is_handed_out_where_the_stream_is_full(cluster).await);
+    on_its_own(NatsVersion::Oldest, assert_is_handed_out_where_the_stream_is_full);
 }
