@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use ebb_queue::{Delivery, ErrorKind, Queue, Settled};
+use ebb_queue::{Delivery, ErrorKind, Queue, Settled, Timestamp};
 use ebb_servers::{Nats, NatsOptions};
 use tokio::time::{Instant, sleep};
 
@@ -243,6 +243,64 @@ fn a_job_that_its_stream_takes_no_more_since_it_is_too_large_comes_again() {
         let other = ebb_queue::Job { id: "c".parse().unwrap(), ..large[0].clone() };
         let refused = next.publish(vec![other]).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+    });
+}
+
+#[test]
+fn a_job_that_was_put_back_does_not_expire_by_its_old_message() {
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let (lost, other) = (open_at(way.port).await, open_at(server.port()).await);
+        let deadline = Timestamp::now() + Duration::from_secs(4);
+        let mut one = job("a");
+        one.headers.deadline = Some(deadline);
+        other.publish(vec![one]).await.unwrap();
+        let back = [take(&lost, 1).await.remove(0).retry(Duration::ZERO, "again")];
+        let begin = Instant::now();
+        way.change(ACKED.0, ACKED.1);
+        lost.settle(&back).await.unwrap_err();
+        way.cut();
+        let taken = take(&other, 1).await;
+        let receipts = [taken[0].receipt().clone()];
+        until("the lease of the first and the time of the job have ended", async || {
+            assert_eq!(other.extend(&receipts).await.unwrap(), [Settled::Held]);
+            begin.elapsed() > other.lease() + Duration::from_millis(500)
+                && Timestamp::now() > deadline + Duration::from_millis(200)
+        })
+        .await;
+        let letters = other.list(9).await.unwrap();
+        assert!(letters.is_empty(), "{letters:?}");
+        assert!(other.get(&"a".parse().unwrap()).await.unwrap().is_none());
+        assert_eq!(attempts(&taken), [("a", 2)]);
+        ack_all(&other, taken).await;
+        assert_nothing_comes_but(&other, (0, 0)).await;
+    });
+}
+
+#[test]
+fn a_job_whose_time_is_over_is_buried_once_though_it_was_about_to_be_put_back() {
+    on_each(async |server| {
+        let way = Way::to(server.port()).await;
+        let (lost, other) = (open_at(way.port).await, open_at(server.port()).await);
+        let deadline = Timestamp::now() + Duration::from_secs(2);
+        let mut one = job("a");
+        one.headers.deadline = Some(deadline);
+        other.publish(vec![one]).await.unwrap();
+        let back = [take(&lost, 1).await.remove(0).retry(Duration::ZERO, "again")];
+        let begin = Instant::now();
+        // It is noted, and not stored anew.
+        way.change("ebb.jobs.jobs.back", "ebb.jobs.nobs.back");
+        lost.settle(&back).await.unwrap_err();
+        way.cut();
+        until("its lease and its time have ended", async || {
+            begin.elapsed() > other.lease() + Duration::from_millis(500)
+                && Timestamp::now() > deadline + Duration::from_millis(200)
+        })
+        .await;
+        let letters = other.list(9).await.unwrap();
+        let ids: Vec<_> = letters.iter().map(|one| one.job.id.as_str()).collect();
+        assert_eq!(ids, ["a"]);
+        assert_nothing_comes_but(&other, (0, 1)).await;
     });
 }
 
