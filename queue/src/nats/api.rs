@@ -21,8 +21,8 @@ const NO_STREAM: u32 = 10059;
 const NO_CONSUMER: u32 = 10014;
 /// Somebody else wrote to the subject since we looked.
 const MOVED_ON: u32 = 10071;
-/// The last message has another id.
-const OTHER_LAST: u32 = 10070;
+/// The last message has another id, or what is asked for is no rollup.
+const NOT_SO: [u32; 2] = [10070, 10111];
 /// No message of that number.
 const NO_MESSAGE: [u32; 3] = [10037, 10043, 10057];
 /// The stream has as much as it may.
@@ -199,7 +199,10 @@ impl Api {
     pub(super) async fn known(&self, subject: &str, id: &str) -> Found<u64> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", id);
-        // Whether the id is known is looked at first, and then this, which is not so.
+        // Whether the id is known is looked at first, and then these, which are not so. The first, which no
+        // server knows, a cluster refuses before it takes the id for one that is on its way, unless it is an
+        // older one.
+        headers.insert("Nats-Rollup", "ebb: nothing");
         headers.insert("Nats-Expected-Last-Msg-Id", "ebb: no message");
         match self.store(subject, headers, Bytes::new()).await? {
             Ok(ack) if ack.duplicate => Ok(Some(ack.seq)),
@@ -207,7 +210,7 @@ impl Api {
                 let words = "the NATS server stores what it was told to store in no case";
                 Err(Error::new(ErrorKind::Incompatible, words))
             }
-            Err(refused) if refused.err_code == OTHER_LAST => Ok(None),
+            Err(refused) if NOT_SO.contains(&refused.err_code) => Ok(None),
             Err(refused) => Err(refused.into_error(subject)),
         }
     }

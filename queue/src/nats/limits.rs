@@ -70,7 +70,9 @@ pub(crate) const LIMITS: &[Limit] = &[
                   result, after result_ttl, so that a job with a longer delay runs all the same. \
                   Of an id that was never published the same is said, and its job would be dropped \
                   for result_ttl. One that is handed out or moved while its canceller replies to \
-                  it, or that two cancel at once, may be replied to twice.",
+                  it, or that two cancel at once, may be replied to twice. An id that an older \
+                  cluster does not know when it is cancelled (one of 2.10 does so, one of 2.15 \
+                  does not) cannot be published there for two minutes",
     },
     Limit {
         promise: "cost",

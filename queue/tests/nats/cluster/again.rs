@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use ebb_queue::{Job, Settled};
+use ebb_queue::{Cancelled, Job, JobId, Queue, Settled};
 use ebb_servers::{NatsCluster, NatsVersion};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{on_cluster, on_its_own, streams};
+use super::{on_cluster, on_its_own, replicated, streams};
 use crate::{LONG, job, receive, try_open, until, until_ok};
 
 async fn assert_is_put_back(cluster: &NatsCluster) {
@@ -67,4 +67,28 @@ async fn assert_is_handed_out_where_the_stream_is_full(cluster: &NatsCluster) {
 fn a_job_that_a_cluster_has_no_room_to_store_anew_is_handed_out_all_the_same() {
     on_cluster(async |cluster| assert_is_handed_out_where_the_stream_is_full(cluster).await);
     on_its_own(NatsVersion::Oldest, assert_is_handed_out_where_the_stream_is_full);
+}
+
+/// What waits is found by its id, and of an id that is not known nobody believes anything.
+async fn assert_is_cancelled(cluster: &NatsCluster, name: &str) -> Queue {
+    let queue = replicated(cluster, name).await;
+    until_ok(async || queue.publish(vec![job("waits")]).await).await;
+    let cancel = async |id: JobId| until_ok(async || queue.cancel(&id).await).await;
+    assert_eq!(cancel("waits".parse().unwrap()).await, Cancelled::Waiting);
+    assert_eq!(cancel("unknown".parse().unwrap()).await, Cancelled::Marked);
+    queue
+}
+
+#[test]
+fn what_is_cancelled_before_a_cluster_knows_it_can_be_published_at_once() {
+    on_cluster(async |cluster| {
+        let queue = assert_is_cancelled(cluster, "cancelled").await;
+        let begin = Instant::now();
+        let published = until_ok(async || queue.publish(vec![job("unknown")]).await).await;
+        assert!(!published[0].duplicate && begin.elapsed() < LONG, "{published:?}");
+    });
+    // Older ones believe for two minutes that it is being stored.
+    on_its_own(NatsVersion::Oldest, async |cluster| {
+        drop(assert_is_cancelled(cluster, "cancelled").await);
+    });
 }
