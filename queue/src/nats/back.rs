@@ -129,7 +129,8 @@ fn is_leaving(verdict: &Verdict) -> bool {
     }
 }
 
-/// The id of the message that a job is stored anew by, in place of the one of this number.
+/// The id of the message that a job is stored anew by, in place of the one of this number. No job has an id
+/// with a space in it.
 pub(super) fn message_id(id: &JobId, seq: u64) -> String {
-    format!("{id}/{seq}")
+    format!("{id} {seq}")
 }

@@ -265,7 +265,8 @@ impl NatsQueue {
         }
         let id = entry.job.id.clone();
         let lane = entry.lane(false);
-        let headers = entry.headers(&format!("{id}/again/{}", kept.seq))?;
+        // No job has an id with a space in it.
+        let headers = entry.headers(&format!("{id} again {}", kept.seq))?;
         let subject = shared.names.lane(lane, entry.job.headers.deadline);
         let ack = shared.api.publish(&subject, headers, entry.job.body).await?;
         if !ack.duplicate {

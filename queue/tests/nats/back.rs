@@ -350,3 +350,19 @@ fn who_puts_a_job_back_that_another_has_does_not_note_that_it_leaves() {
         assert_nothing_comes_but(&next, (0, 0)).await;
     });
 }
+
+#[test]
+fn a_job_is_put_back_beside_one_that_is_called_as_its_place() {
+    on_each(async |server| {
+        let queue = open_at(server.port()).await;
+        queue.publish(vec![job("a")]).await.unwrap();
+        let back = [take(&queue, 1).await.remove(0).retry(Duration::ZERO, "again")];
+        // The number of the message of the first.
+        queue.publish(vec![job("a/1")]).await.unwrap();
+        assert_eq!(queue.settle(&back).await.unwrap(), [Settled::Held]);
+        let taken = take(&queue, 2).await;
+        assert_eq!(attempts(&taken), [("a", 2), ("a/1", 1)]);
+        ack_all(&queue, taken).await;
+        assert_nothing_comes_but(&queue, (0, 0)).await;
+    });
+}
