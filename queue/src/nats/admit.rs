@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use super::NatsQueue;
 use super::ending::Ending;
 use super::entry::{Entry, Origin};
-use super::leases::{Claim, Claims, Held, Token, crashes};
+use super::leases::{Claim, Held, Token, crashes};
 use super::names::{Lane, tick};
+use super::noted::Noted;
 use super::settle::STILL_COUNTS;
 use crate::{Attempt, Error, Priority, Result, Timestamp};
 
@@ -31,7 +32,7 @@ impl Found {
 /// What a look has read, once it had to.
 #[derive(Default)]
 pub(super) struct Known {
-    claims: OnceCell<Claims>,
+    noted: Noted,
     marks: OnceCell<()>,
     /// Whether it was asked which stream the jobs are in.
     stream: OnceCell<()>,
@@ -90,7 +91,8 @@ impl NatsQueue {
         entry.history.extend(crashes.iter().cloned());
         let mut attempted = entry.clone();
         attempted.charge(token.delivered - 1);
-        if before.is_some_and(|claim| claim.leaves) && self.follow_back(&attempted, &token).await? {
+        let leaves = before.is_some_and(|claim| claim.leaves);
+        if leaves && self.follow_back(&attempted, token.seq).await? {
             shared.api.ack(&token.reply, "+ACK").await?;
             return Ok(None);
         }
@@ -111,8 +113,8 @@ impl NatsQueue {
         if token.delivered == 1 {
             return Ok(None);
         }
-        let load = || Claims::load(&self.shared.api, &self.shared.names);
-        let claim = known.claims.get_or_try_init(load).await?.get(token.message());
+        let claims = known.noted.claims(&self.shared.api, &self.shared.names).await?;
+        let claim = claims.get(token.message());
         Ok(claim.filter(|claim| claim.delivered < token.delivered))
     }
 
@@ -164,7 +166,7 @@ impl NatsQueue {
             Some(_) => self.put_back(&attempted, token.seq, due).await?.is_some(),
             None => {
                 Self::may_have_moved(&attempted, &token, lane)
-                    && self.follow_back(&attempted, &token).await?
+                    && self.follow_back(&attempted, token.seq).await?
             }
         };
         if is_there {

@@ -21,12 +21,14 @@ const NO_STREAM: u32 = 10059;
 const NO_CONSUMER: u32 = 10014;
 /// Somebody else wrote to the subject since we looked.
 const MOVED_ON: u32 = 10071;
-/// The last message has another id.
-const OTHER_LAST: u32 = 10070;
+/// The last message has another id, or what is asked for is no rollup.
+const NOT_SO: [u32; 2] = [10070, 10111];
 /// No message of that number.
 const NO_MESSAGE: [u32; 3] = [10037, 10043, 10057];
 /// The stream has as much as it may.
-const FULL: [u32; 3] = [10047, 10077, 10023];
+const FULL: [u32; 4] = [10002, 10047, 10077, 10023];
+/// The stream, or NATS, takes no message or no headers of that size.
+const TOO_LARGE: [u32; 2] = [10054, 10097];
 /// JetStream is switched off, here or for our account.
 const SWITCHED_OFF: [u32; 2] = [10076, 10039];
 /// A cluster stores the same id, or something else on the same subject, at this moment.
@@ -38,6 +40,8 @@ const TOO_FEW: u32 = 10005;
 const BUSY: [u32; 2] = [10009, 10167];
 /// How often, and how long after, what is in flight is sent again.
 const TRIES_IN_FLIGHT: u32 = 50;
+/// The same of what may be believed to be on its way and never come, while others wait.
+const TRIES_TO_FOLLOW: u32 = 25;
 const MOMENT: Duration = Duration::from_millis(20);
 
 /// A connection with the words of JetStream.
@@ -166,12 +170,39 @@ impl Api {
         stored.map_err(|refused| refused.into_error(subject))
     }
 
+    /// The same of what may be stored by this id already; none where the server refuses it, or takes it for
+    /// being on its way and it does not come: an older cluster does so of what it refused once.
+    pub(super) async fn follow(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Found<PubAck> {
+        match self.try_store(TRIES_TO_FOLLOW, subject, headers, body).await? {
+            Some(Ok(ack)) => Ok(Some(ack)),
+            Some(Err(refused)) => {
+                let error = refused.into_error(subject);
+                match error.kind() {
+                    ErrorKind::Unavailable | ErrorKind::Denied => Err(error),
+                    _ => {
+                        tracing::debug!(%error, "not stored anew");
+                        Ok(None)
+                    }
+                }
+            }
+            None => Ok(None),
+        }
+    }
+
     /// Under which number the server knows a message by this id, if it has not forgotten it; stores
     /// nothing.
     pub(super) async fn known(&self, subject: &str, id: &str) -> Found<u64> {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", id);
-        // Whether the id is known is looked at first, and then this, which is not so.
+        // Whether the id is known is looked at first, and then these, which are not so. The first, which no
+        // server knows, a cluster refuses before it takes the id for one that is on its way, unless it is an
+        // older one.
+        headers.insert("Nats-Rollup", "ebb: nothing");
         headers.insert("Nats-Expected-Last-Msg-Id", "ebb: no message");
         match self.store(subject, headers, Bytes::new()).await? {
             Ok(ack) if ack.duplicate => Ok(Some(ack.seq)),
@@ -179,7 +210,7 @@ impl Api {
                 let words = "the NATS server stores what it was told to store in no case";
                 Err(Error::new(ErrorKind::Incompatible, words))
             }
-            Err(refused) if refused.err_code == OTHER_LAST => Ok(None),
+            Err(refused) if NOT_SO.contains(&refused.err_code) => Ok(None),
             Err(refused) => Err(refused.into_error(subject)),
         }
     }
@@ -206,17 +237,31 @@ impl Api {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Result<PubAck, Refused>> {
-        for _ in 0..TRIES_IN_FLIGHT {
+        let stored = self.try_store(TRIES_IN_FLIGHT, subject, headers, body).await?;
+        stored.ok_or_else(|| {
+            let words = format!("the NATS server stores the same at this moment: {subject}");
+            Error::new(ErrorKind::Unavailable, words)
+        })
+    }
+
+    /// None where the same was on its way each time.
+    async fn try_store(
+        &self,
+        tries: u32,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Found<Result<PubAck, Refused>> {
+        for _ in 0..tries {
             match self.ask_for::<PubAck>(subject, Some(headers.clone()), body.clone()).await? {
                 // Older clusters take an id for known once it is on its way, which may be in vain.
                 Ok(ack) if ack.duplicate && ack.seq == 0 => {}
                 Err(refused) if IN_FLIGHT.contains(&refused.err_code) => {}
-                stored => return Ok(stored),
+                stored => return Ok(Some(stored)),
             }
             tokio::time::sleep(MOMENT).await;
         }
-        let words = format!("the NATS server stores the same at this moment: {subject}");
-        Err(Error::new(ErrorKind::Unavailable, words))
+        Ok(None)
     }
 
     /// Sends without waiting; for what is told again before long.
@@ -315,6 +360,9 @@ impl Refused {
             _ if FULL.contains(&err_code) => (ErrorKind::Full, "; make room, or raise its limits"),
             _ if SWITCHED_OFF.contains(&err_code) => {
                 (ErrorKind::Denied, "; enable JetStream there, for our account too")
+            }
+            _ if TOO_LARGE.contains(&err_code) => {
+                (ErrorKind::Invalid, "; send less, or raise max_msg_size of the stream")
             }
             ALONE => (ErrorKind::Invalid, "; option replicas above 1 needs a cluster"),
             TOO_FEW => (

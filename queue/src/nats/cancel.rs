@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::NatsQueue;
+use super::back::message_id;
 use super::ending::Ending;
 use super::entry::Entry;
 use super::leases::Claims;
@@ -225,7 +226,7 @@ impl NatsQueue {
         let shared = &*self.shared;
         let mut seq = self.number_of(id).await?;
         for _ in 0..HOPS {
-            let by = seq.map_or_else(|| id.to_string(), |seq| format!("{id}/{seq}"));
+            let by = seq.map_or_else(|| id.to_string(), |seq| message_id(id, seq));
             if let Some(seq) = seq
                 && let Some(kept) = shared.api.at(&shared.names.jobs, seq).await?
             {

@@ -46,9 +46,10 @@ impl NatsQueue {
         let claims = Claims::load(&shared.api, &shared.names).await?;
         // For all of them together: whoever looks waits for them.
         let told_by = owed::sending_ends(shared.behavior.lease);
-        for subject in subjects {
+        let mut subjects: VecDeque<_> = subjects.into_iter().map(str::to_owned).collect();
+        while let Some(subject) = subjects.pop_front() {
             let mut seq = 1;
-            while let Some(kept) = shared.api.next(&shared.names.jobs, seq, subject).await? {
+            while let Some(kept) = shared.api.next(&shared.names.jobs, seq, &subject).await? {
                 seq = kept.seq + 1;
                 let (mut entry, _) = self.entry_of(&kept);
                 let claim = claims.get((kept.seq, kept.at));
@@ -63,6 +64,16 @@ impl NatsQueue {
                     entry.charge(claim.delivered);
                     let what = format!("lease expired, held by {}", claim.worker);
                     entry.record(entry.attempts, claim.until.min(now), &what);
+                }
+                let leaves = claim.is_some_and(|claim| claim.leaves);
+                if leaves && self.follow_back(&entry, kept.seq).await? {
+                    shared.api.delete(&shared.names.jobs, kept.seq).await?;
+                    // Whether it died, its other message tells.
+                    let there = shared.names.lane(entry.lane(true), entry.job.headers.deadline);
+                    if there != subject && !subjects.contains(&there) {
+                        subjects.push_back(there);
+                    }
+                    continue;
                 }
                 let ending = Ending { seq: kept.seq, delivered, told_by };
                 if self.expire(&entry, ending).await? {
@@ -254,7 +265,8 @@ impl NatsQueue {
         }
         let id = entry.job.id.clone();
         let lane = entry.lane(false);
-        let headers = entry.headers(&format!("{id}/again/{}", kept.seq))?;
+        // No job has an id with a space in it.
+        let headers = entry.headers(&format!("{id} again {}", kept.seq))?;
         let subject = shared.names.lane(lane, entry.job.headers.deadline);
         let ack = shared.api.publish(&subject, headers, entry.job.body).await?;
         if !ack.duplicate {

@@ -121,7 +121,9 @@ impl Entry {
 
     /// Whether a message has an id of its own, as all have that Ebb stores.
     pub(super) fn is_named(headers: &HeaderMap) -> bool {
-        headers.get_last(MSG_ID).is_some_and(|id| id.as_str().parse::<JobId>().is_ok())
+        let is_id =
+            |name| headers.get_last(name).is_some_and(|id| id.as_str().parse::<JobId>().is_ok());
+        is_id(header::ID) || is_id(MSG_ID)
     }
 
     /// Takes what we wrote beside a job; of a plain client it is no truth.

@@ -2,6 +2,7 @@
 //! acknowledgement, so each handle keeps a note of what it holds where all can read it.
 
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -164,24 +165,36 @@ impl Leases {
         if let Some(held) = self.mine().held.get_mut(&token.seq)
             && held.token == *token
         {
-            held.until = Instant::now();
+            (held.until, held.leaves) = (Instant::now(), false);
             held.crashes.retain(|known| known.attempt != attempt.attempt);
             held.crashes.push(attempt);
         }
     }
 
-    /// The jobs of these deliveries are about to be stored anew; whether one of them has a line in our note.
-    pub(super) fn part_with(&self, tokens: impl Iterator<Item = Token>) -> bool {
-        let (mut mine, mut is_any) = (self.mine(), false);
+    /// The jobs of these deliveries are about to be stored anew; whether one of them has a line in our note,
+    /// and of which that was not known before.
+    pub(super) fn part_with(&self, tokens: impl Iterator<Item = Token>) -> (bool, Vec<Token>) {
+        let (mut mine, mut is_any, mut parting) = (self.mine(), false, Vec::new());
         for token in tokens {
             if let Some(held) = mine.held.get_mut(&token.seq)
                 && held.token == token
             {
-                held.leaves = true;
                 is_any = true;
+                if !mem::replace(&mut held.leaves, true) {
+                    parting.push(token);
+                }
             }
         }
-        is_any
+        (is_any, parting)
+    }
+
+    /// The job of this delivery was not stored anew, and will not be.
+    pub(super) fn stay(&self, token: &Token) {
+        if let Some(held) = self.mine().held.get_mut(&token.seq)
+            && held.token == *token
+        {
+            held.leaves = false;
+        }
     }
 
     /// Nothing is held any more that was stored before its stream was made.
@@ -531,6 +544,32 @@ mod tests {
             let (n_written, claims) = read();
             assert!(n_written == n_notes && claims.is_empty(), "{n_written}");
         }
+    }
+
+    #[test]
+    fn a_job_that_stays_or_is_left_where_it_is_is_not_noted_as_leaving() {
+        let leases = Leases::new(&Names::new("jobs"), "w".to_owned());
+        let (now, lease) = (Instant::now(), Duration::from_secs(30));
+        let tokens = [7, 8, 9].map(|seq| {
+            Token::read(&format!("$JS.ACK.S.normal.1.{seq}.40.1795255642697185435.3")).unwrap()
+        });
+        let held = tokens.clone().map(|token| {
+            let (until, crashes) = (now + lease, Vec::new());
+            Held { token, until, entry: None, deadline: None, crashes, leaves: false }
+        });
+        leases.take(held.to_vec());
+        let part = || leases.part_with(tokens.iter().cloned());
+        assert_eq!(part(), (true, tokens.to_vec()));
+        // An earlier try may have stored them.
+        assert_eq!(part(), (true, Vec::new()));
+        leases.stay(&tokens[0]);
+        let what = "there is no room".to_owned();
+        leases.leave(&tokens[1], Attempt { attempt: 1, at: Timestamp::UNIX_EPOCH, what });
+        let notes = leases.notes(now, lease, 64 << 10);
+        let jobs = serde_json::from_slice::<Note>(&notes[0]).unwrap().jobs;
+        let mut leaving: Vec<_> = jobs.iter().map(|claim| (claim.seq, claim.leaves)).collect();
+        leaving.sort_unstable();
+        assert_eq!(leaving, [(7, false), (8, false), (9, true)]);
     }
 
     #[test]

@@ -8,15 +8,18 @@ pub(crate) const LIMITS: &[Limit] = &[
         promise: "duplicates",
         instead: "an id is known for two minutes after its publication (key_ttl, where that is \
                   shorter) and not as long as its job lives, and that of a job that was done no \
-                  longer than its server runs, since JetStream keeps ids in memory; of one that was \
-                  purged and published again these two minutes begin with its first publication; a \
-                  job that is moved into its lane as its delay ends, or retried, or given back, or \
-                  put elsewhere by whoever meets it first, since it came early or lay above its \
-                  priority, is there twice where whoever does that loses the server, or is lost, \
-                  between storing it anew and removing the old message, and nobody comes to that \
-                  within these two minutes, as where the lease is longer; a key is \
-                  known for key_ttl after its publication, and looked up before the id; a full queue \
-                  refuses what it knows as well",
+                  longer than its server runs, since JetStream keeps ids in memory; of one that \
+                  was purged and published again these two minutes begin with its first \
+                  publication; a job that is moved into its lane as its delay ends, or retried, or \
+                  given back, or put elsewhere by whoever meets it first, since it came early or \
+                  lay above its priority, is there twice where whoever does that loses the server, \
+                  or is lost, between storing it anew and removing the old message, and nobody \
+                  comes to that within these two minutes, as where the lease is longer, or whoever \
+                  comes to it cannot know: a server that crashes may forget that it handed the job \
+                  out, that it is being put back cannot be noted while nobody leads the notes, and \
+                  a cluster that is full looks for room before it looks for what it knows; a key \
+                  is known for key_ttl after its publication, and looked up before the id; a full \
+                  queue refuses what it knows as well",
     },
     Limit {
         promise: "batches",
@@ -47,8 +50,9 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "large",
         instead: "a message of a foreign client that leaves no room for headers under max_payload \
-                  or within 64 KiB of headers stays where it is when it is delayed, retried or given \
-                  back: it counts as ready meanwhile, and to give it back costs an attempt",
+                  or within 64 KiB of headers, and any that is longer than a max_msg_size its \
+                  stream was given, stays where it is when it is delayed, retried or given back: \
+                  it counts as ready meanwhile, and to give it back costs an attempt",
     },
     Limit {
         promise: "state",
@@ -59,14 +63,16 @@ pub(crate) const LIMITS: &[Limit] = &[
     Limit {
         promise: "cancel",
         instead: "a job whose message cannot be found, since it was published more than two \
-                  minutes ago (key_ttl, where that is shorter) and not tried since, or put back from the \
-                  dead letters, or published again after a purge, is marked: \
-                  it counts until a worker meets it, which drops it uncharged, and which may \
-                  begin it and be stopped where it was marked within the last second. A mark is \
-                  forgotten with the result, after result_ttl, so that a job with a longer delay \
-                  runs all the same. Of an id that was never published the same is said, and its \
-                  job would be dropped for result_ttl. One that is handed out or moved while its \
-                  canceller replies to it, or that two cancel at once, may be replied to twice",
+                  minutes ago (key_ttl, where that is shorter) and not tried since, or put back \
+                  from the dead letters, or published again after a purge, is marked: it counts \
+                  until a worker meets it, which drops it uncharged, and which may begin it and be \
+                  stopped where it was marked within the last second. A mark is forgotten with the \
+                  result, after result_ttl, so that a job with a longer delay runs all the same. \
+                  Of an id that was never published the same is said, and its job would be dropped \
+                  for result_ttl. One that is handed out or moved while its canceller replies to \
+                  it, or that two cancel at once, may be replied to twice. An id that an older \
+                  cluster does not know when it is cancelled (one of 2.10 does so, one of 2.15 \
+                  does not) cannot be published there for two minutes",
     },
     Limit {
         promise: "cost",

@@ -22,6 +22,7 @@ mod leases;
 mod limits;
 mod names;
 mod news;
+mod noted;
 mod notes;
 mod plain;
 mod publish;

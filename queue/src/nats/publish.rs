@@ -244,7 +244,7 @@ impl NatsQueue {
             let purged = shared.names.subject(&format!("notes.purged.{}", token_of(&job.id)));
             if let Some(mark) = shared.api.last(&shared.names.notes, &purged).await? {
                 let mut headers = headers.clone();
-                headers.insert(MSG_ID, format!("{}:{}", job.id, mark.seq));
+                headers.insert(MSG_ID, format!("{} purged {}", job.id, mark.seq));
                 ack = shared.api.publish(&subject, headers, job.body.clone()).await?;
             }
         }

@@ -6,10 +6,10 @@ use tokio::time::{Instant, timeout};
 
 use super::NatsQueue;
 use super::api::in_order;
-use super::back::is_leaving;
 use super::entry::{Entry, cut};
-use super::leases::{Claims, Done, Held, Token};
+use super::leases::{Done, Held, Token};
 use super::names::token;
+use super::noted::Noted;
 use super::read::Kept;
 use crate::delivery::{all_settled, note};
 use crate::{
@@ -35,14 +35,18 @@ impl NatsQueue {
         // What goes back goes in its old order.
         let mut order: Vec<_> = settlements.iter().enumerate().collect();
         order.sort_by_cached_key(|(_, one)| Token::read(&one.receipt().token).map(|one| one.seq));
-        let noted = self.note_leaving(settlements).await;
-        let are_noted = noted.is_ok();
+        let parting = self.note_leaving(settlements).await;
+        let (parting, noted) = (&parting, &Noted::default());
         // One that fails leaves the others to their end.
         let tasks: Vec<_> = order
             .into_iter()
-            .filter(|(_, one)| are_noted || !is_leaving(one.verdict()))
             .map(|(nth, one)| async move {
-                let settled = self.settle_one(one).await.or_else(|error| match error.kind() {
+                let settled = self.settle_one(one, noted).await;
+                if let Ok(Settled::Lost) = settled {
+                    let is_it = |token: &&Token| *token.reply == *one.receipt().token;
+                    parting.iter().filter(is_it).for_each(|token| shared.leases.stay(token));
+                }
+                let settled = settled.or_else(|error| match error.kind() {
                     // It is the job that is wrong, and no later try will help.
                     ErrorKind::Invalid | ErrorKind::Incompatible => {
                         tracing::warn!(%error, id = %one.receipt().job, "not settled");
@@ -55,24 +59,24 @@ impl NatsQueue {
             .collect();
         let settled = in_order(tasks).await?;
         shared.leases.tell(&shared.api, shared.behavior.lease).await;
-        let (mut failed, mut answers) = (noted.err(), vec![None; settlements.len()]);
+        let (mut failed, mut answers) = (None, vec![None; settlements.len()]);
         for (nth, settled) in settled {
             answers[nth] = settled.map_err(|error| note(&mut failed, error)).ok();
         }
         all_settled(answers, failed)
     }
 
-    async fn settle_one(&self, settlement: &Settlement) -> Result<Settled> {
+    async fn settle_one(&self, settlement: &Settlement, noted: &Noted) -> Result<Settled> {
         let shared = &*self.shared;
         let Some(token) = Token::read(&settlement.receipt().token) else {
             return Ok(Settled::Lost);
         };
         if let Some(done) = shared.leases.settled(&token) {
-            return self.again(&settlement.receipt().job, &token, done).await;
+            return self.again(&settlement.receipt().job, &token, done, noted).await;
         }
         let held = shared.leases.get(token.seq).filter(|held| held.token == token);
         let is_fresh = held.as_ref().is_some_and(|held| held.until > Instant::now());
-        if !is_fresh && !self.is_latest(&token).await? {
+        if !is_fresh && !self.is_latest(&token, noted).await? {
             return Ok(Settled::Lost);
         }
         let id = &settlement.receipt().job;
@@ -88,11 +92,11 @@ impl NatsQueue {
                 Done::Ack(Instant::now())
             }
             (None, verdict) => {
-                let Some(entry) = self.held_entry(&token, held).await? else {
+                let Some(entry) = self.held_entry(&token, held, noted).await? else {
                     return Ok(Settled::Lost);
                 };
                 let is_reject = matches!(verdict, Verdict::Reject(_));
-                if is_reject && self.left_as(&entry, &token).await?.is_some() {
+                if is_reject && self.left_as(&entry, &token, noted).await?.is_some() {
                     // It lives on, by another message.
                     shared.api.ack(&token.reply, "+ACK").await?;
                     return Ok(Settled::Lost);
@@ -172,7 +176,7 @@ impl NatsQueue {
     ) -> Result<Done> {
         let shared = &*self.shared;
         if shared.leases.get(token.seq).is_none_or(|held| held.token != *token) {
-            self.adopt(token.clone(), Instant::now()).await?;
+            self.adopt(token.clone(), Instant::now(), &Noted::default()).await?;
         }
         shared.leases.leave(token, attempt);
         shared.leases.write(&shared.api, shared.behavior.lease).await?;
@@ -184,7 +188,12 @@ impl NatsQueue {
     }
 
     /// The job of this delivery with its history, from memory or from its stream.
-    async fn held_entry(&self, token: &Token, held: Option<Held>) -> Result<Option<Entry>> {
+    async fn held_entry(
+        &self,
+        token: &Token,
+        held: Option<Held>,
+        noted: &Noted,
+    ) -> Result<Option<Entry>> {
         if let Some(entry) = held.and_then(|held| held.entry) {
             return Ok(Some(entry));
         }
@@ -192,8 +201,7 @@ impl NatsQueue {
         let Some(kept) = self.kept_of(token).await? else { return Ok(None) };
         let mut entry = self.entry_of(&kept).0;
         if token.delivered > 1 {
-            let claims = Claims::load(&shared.api, &shared.names).await?;
-            let claim = claims.get(token.message());
+            let claim = noted.claims(&shared.api, &shared.names).await?.get(token.message());
             let claim = claim.filter(|claim| claim.delivered == token.delivered);
             entry.history.extend(claim.into_iter().flat_map(|claim| claim.crashes.clone()));
         }
@@ -208,7 +216,7 @@ impl NatsQueue {
     }
 
     /// Whether nobody else took the job since this delivery, and it is still there.
-    async fn is_latest(&self, token: &Token) -> Result<bool> {
+    async fn is_latest(&self, token: &Token, noted: &Noted) -> Result<bool> {
         let shared = &*self.shared;
         let is_newer = |delivered| delivered > token.delivered;
         let own = shared.leases.get(token.seq).map(|held| held.token);
@@ -216,21 +224,21 @@ impl NatsQueue {
         if own.is_some_and(|own| is_newer(own.delivered)) || self.kept_of(token).await?.is_none() {
             return Ok(false);
         }
-        let claims = Claims::load(&shared.api, &shared.names).await?;
+        let claims = noted.claims(&shared.api, &shared.names).await?;
         Ok(!claims.get(token.message()).is_some_and(|claim| is_newer(claim.delivered)))
     }
 
     /// Whether a settlement that was carried out before is still the last that happened to its job.
-    async fn again(&self, id: &JobId, token: &Token, done: Done) -> Result<Settled> {
+    async fn again(&self, id: &JobId, token: &Token, done: Done, noted: &Noted) -> Result<Settled> {
         let shared = &*self.shared;
         let is_last = match done {
-            Done::Left => self.is_latest(token).await?,
+            Done::Left => self.is_latest(token, noted).await?,
             Done::Ack(at) => at.elapsed() < shared.behavior.key_ttl,
             Done::Back(seq) => {
                 let kept = shared.api.at(&shared.names.jobs, seq).await?;
                 match kept.filter(|_| shared.leases.get(seq).is_none()) {
                     Some(Kept { seq, at, .. }) => {
-                        let claims = Claims::load(&shared.api, &shared.names).await?;
+                        let claims = noted.claims(&shared.api, &shared.names).await?;
                         claims.get((seq, at)).is_none()
                     }
                     None => false,
@@ -249,8 +257,8 @@ impl NatsQueue {
         if receipts.is_empty() {
             return Ok(Vec::new());
         }
-        let n_held = shared.leases.n_held();
-        let tasks = receipts.iter().map(|receipt| self.extend_one(receipt)).collect();
+        let (n_held, noted) = (shared.leases.n_held(), Noted::default());
+        let tasks = receipts.iter().map(|receipt| self.extend_one(receipt, &noted)).collect();
         // Who has no room for more jobs looks at the stream at no other time. No lease waits long for that.
         let look = timeout(shared.behavior.lease / 8, self.meet_again());
         let (extended, _) = tokio::join!(in_order(tasks), look);
@@ -264,7 +272,7 @@ impl NatsQueue {
         Ok(extended)
     }
 
-    async fn extend_one(&self, receipt: &Receipt) -> Result<Settled> {
+    async fn extend_one(&self, receipt: &Receipt, noted: &Noted) -> Result<Settled> {
         let shared = &*self.shared;
         let Some(token) = Token::read(&receipt.token) else { return Ok(Settled::Lost) };
         if shared.leases.settled(&token).is_some() {
@@ -273,7 +281,7 @@ impl NatsQueue {
         let begin = Instant::now();
         let held = shared.leases.get(token.seq).filter(|held| held.token == token);
         let is_fresh = held.as_ref().is_some_and(|held| held.until > begin);
-        if !is_fresh && !self.is_latest(&token).await? {
+        if !is_fresh && !self.is_latest(&token, noted).await? {
             return Ok(Settled::Lost);
         }
         shared.api.ack(&token.reply, "+WPI").await?;
@@ -281,15 +289,15 @@ impl NatsQueue {
         match held {
             Some(_) => shared.leases.extend(&token, until),
             // From now on this handle answers for the delivery.
-            None => self.adopt(token, until).await?,
+            None => self.adopt(token, until, noted).await?,
         }
         Ok(Settled::Held)
     }
 
-    async fn adopt(&self, token: Token, until: Instant) -> Result<()> {
-        let Some(entry) = self.held_entry(&token, None).await? else { return Ok(()) };
+    async fn adopt(&self, token: Token, until: Instant, noted: &Noted) -> Result<()> {
+        let Some(entry) = self.held_entry(&token, None, noted).await? else { return Ok(()) };
         let deadline = entry.job.headers.deadline.map(super::names::tick);
-        let claims = Claims::load(&self.shared.api, &self.shared.names).await?;
+        let claims = noted.claims(&self.shared.api, &self.shared.names).await?;
         let claim = claims.get(token.message());
         let claim = claim.filter(|claim| claim.delivered == token.delivered);
         let crashes = claim.map(|claim| claim.crashes.clone()).unwrap_or_default();

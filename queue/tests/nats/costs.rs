@@ -93,28 +93,36 @@ fn the_age_of_a_job_that_was_left_is_known_behind_many_that_are_done() {
 }
 
 #[test]
-fn jobs_that_come_again_and_are_put_back_cost_few_requests() {
+fn jobs_that_come_again_and_are_put_back_or_rejected_cost_few_requests() {
     const MANY: usize = 300;
     on_each(async |server| {
-        let way = Way::to(server.port()).await;
-        let lost = try_open(&format!("{}?lease=3s", server.url())).await.unwrap();
-        let next = try_open(&format!("nats://127.0.0.1:{}?lease=3s", way.port)).await.unwrap();
-        lost.publish((0..MANY).map(|nth| job(&nth.to_string())).collect()).await.unwrap();
-        let begin = Instant::now();
-        drop(take(&lost, MANY).await);
-        until("their leases have ended", async || begin.elapsed() > next.lease()).await;
-        way.count();
-        let taken = take(&next, MANY).await;
-        let to_take = way.counted();
-        assert!(taken.iter().all(|one| one.attempt == 2));
-        let back = taken.into_iter().map(|one| one.retry(Duration::ZERO, "again"));
-        let back: Vec<_> = back.collect();
-        way.count();
-        next.settle(&back).await.unwrap();
-        let to_settle = way.counted();
-        println!("to take {MANY} jobs again: {to_take:?}, to put them back: {to_settle:?}");
-        assert!(to_take.n_requests < 3 * MANY / 2, "{to_take:?}");
-        assert!(to_settle.n_requests < 2 * MANY + 5, "{to_settle:?}");
+        for name in ["back", "dead"] {
+            let way = Way::to(server.port()).await;
+            let options = format!("queue={name}&lease=3s");
+            let lost = try_open(&format!("{}?{options}", server.url())).await.unwrap();
+            let next = try_open(&format!("nats://127.0.0.1:{}?{options}", way.port)).await.unwrap();
+            lost.publish((0..MANY).map(|nth| job(&nth.to_string())).collect()).await.unwrap();
+            let begin = Instant::now();
+            drop(take(&lost, MANY).await);
+            until("their leases have ended", async || begin.elapsed() > next.lease()).await;
+            way.count();
+            let taken = take(&next, MANY).await;
+            let to_take = way.counted();
+            assert!(taken.iter().all(|one| one.attempt == 2));
+            let settlements = taken.into_iter().map(|one| match name {
+                "back" => one.retry(Duration::ZERO, "again"),
+                _ => one.reject("no".to_owned()),
+            });
+            let settlements: Vec<_> = settlements.collect();
+            way.count();
+            next.settle(&settlements).await.unwrap();
+            let to_settle = way.counted();
+            println!(
+                "to take {MANY} jobs again: {to_take:?}, to settle them ({name}): {to_settle:?}"
+            );
+            assert!(to_take.n_requests < 3 * MANY / 2, "{to_take:?}");
+            assert!(to_settle.n_requests < 2 * MANY + 10, "{name}: {to_settle:?}");
+        }
     });
 }
 

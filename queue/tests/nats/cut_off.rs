@@ -66,7 +66,7 @@ fn a_settlement_whose_end_was_lost_stores_nothing_twice_however_late_it_is_sent_
         let client = async_nats::connect(server.url()).await.unwrap();
         let forgets = async || {
             let mut headers = HeaderMap::new();
-            headers.insert("Nats-Msg-Id", "a/1");
+            headers.insert("Nats-Msg-Id", "a 1");
             // It is not so, and nothing is stored.
             headers.insert("Nats-Expected-Last-Msg-Id", "none");
             let asked = client.request_with_headers("ebb.old.jobs", headers, "x".into());
