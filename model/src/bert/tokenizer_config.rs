@@ -134,11 +134,10 @@ impl TokenizerConfig {
     pub(super) fn apply(&self, inner: &mut Inner, dir: &Path) -> Result<(), LoadError> {
         let named = Named::read(dir, &self.fields, self.class.tokens())?;
         match self.class {
-            Class::Bert { steps: Steps::File, .. } => {}
+            Class::Bert { steps: Steps::File, .. } | Class::Backend | Class::Other => {}
             Class::Bert { steps, .. } => self.apply_bert(inner, dir, &named, steps)?,
             Class::Roberta => self.apply_roberta(inner, dir)?,
             Class::XlmRoberta => self.apply_xlm_roberta(inner, dir)?,
-            Class::Backend | Class::Other => {}
         }
         added::add(inner, &named, &self.fields)?;
         self.frame(inner, &named)
