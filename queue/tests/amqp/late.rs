@@ -12,13 +12,13 @@ use ebb_queue::{
 use ebb_servers::RabbitMq;
 use tokio::time::{Instant, timeout};
 
-use crate::{LONG, handle, job, on_shared, take_one, until, url};
+use crate::{LONG, brief, handle, job, on_shared, take_one, until, url};
 
 /// A handle with this store of results, whose leases are short.
 async fn with_results(server: &RabbitMq, name: &str, results: Queue) -> Queue {
     let results = Some(Results(results));
     let options = OpenOptions { connect_timeout: LONG, results, ..OpenOptions::default() };
-    open(&url(server, name), options).await.unwrap()
+    open(&brief(server, name), options).await.unwrap()
 }
 
 fn store(ttl: Duration) -> MemoryQueue {
@@ -28,9 +28,7 @@ fn store(ttl: Duration) -> MemoryQueue {
 
 /// Has another take the job as soon as its lease has ended, and end it.
 async fn ended_by_another(server: &RabbitMq, name: &str) -> Queue {
-    let mut patient = url(server, name);
-    patient.behavior.lease = Duration::from_secs(60);
-    let other = handle(&patient).await;
+    let other = handle(&url(server, name)).await;
     let again = take_one(&other).await;
     assert_eq!(again.attempt, 2);
     other.settle(&[again.ack()]).await.unwrap();
@@ -67,9 +65,7 @@ fn a_job_with_the_name_of_one_that_is_acknowledged_once_its_result_is_gone_is_ru
 fn a_job_that_was_passed_on_and_acknowledged_too_late_is_not_passed_on_again() {
     on_shared(async |server| {
         let first = with_results(server, "passed-on", Arc::new(store(LONG))).await;
-        let mut patient = url(server, "passed-on");
-        patient.behavior.lease = Duration::from_secs(60);
-        let other = handle(&patient).await;
+        let other = handle(&url(server, "passed-on")).await;
         first.publish(vec![job("a")]).await.unwrap();
         let late = take_one(&first).await;
         let again = take_one(&other).await;
