@@ -556,6 +556,15 @@ fn slow_to_load_again() -> (Device<EchoInput, String>, Sender<()>, Arc<AtomicU32
     (device.unwrap(), go, n_loads)
 }
 
+/// For longer than a batch may take otherwise, and than the lease of these tests lasts, it lives and loses no job.
+async fn assert_lives_on(health: &Health, queue: &MemoryQueue) {
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(7) {
+        assert_eq!((health.live(), queue.depth().await.unwrap().ready), (Ok(()), 0));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() {
     let (queue, clock) = queue(Duration::from_secs(6));
@@ -566,12 +575,7 @@ async fn a_model_that_is_long_in_loading_again_is_no_wedge_and_costs_no_lease() 
     queue.publish(vec![job(0, r#"{"input": "", "panic": true}"#), echo_job(1)]).await.unwrap();
     let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
     until(&queue, |_| n_loads.load(Relaxed) == 2).await;
-    // Longer than a batch may take, and than a lease lasts.
-    let begin = tokio::time::Instant::now();
-    while begin.elapsed() < Duration::from_secs(7) {
-        assert_eq!((health.live(), queue.depth().await.unwrap().ready), (Ok(()), 0));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    assert_lives_on(&health, &queue).await;
     drop(go);
     let summary = worker.await.unwrap().unwrap();
     assert_eq!((summary.completed, summary.failed, summary.lost), (1, 1, 0));
@@ -624,12 +628,7 @@ async fn a_batch_whose_kernels_are_tuned_is_no_wedge_and_costs_no_lease() {
     queue.publish((0..2).map(echo_job).collect()).await.unwrap();
     let worker = tokio::spawn(Pipeline::new(parts).run(CancellationToken::new()));
     until(&queue, |depth| depth.in_flight == 2).await;
-    // Longer than another batch may take, and than a lease lasts.
-    let begin = tokio::time::Instant::now();
-    while begin.elapsed() < Duration::from_secs(7) {
-        assert_eq!((health.live(), queue.depth().await.unwrap().ready), (Ok(()), 0));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    assert_lives_on(&health, &queue).await;
     drop(go);
     let summary = worker.await.unwrap().unwrap();
     assert_eq!((summary.completed, summary.lost), (2, 0));

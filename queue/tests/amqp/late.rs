@@ -10,7 +10,7 @@ use ebb_queue::{
     Behavior, Delivery, JobResult, OpenOptions, Outcome, Queue, Results, Settled, Timestamp, open,
 };
 use ebb_servers::RabbitMq;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{LONG, brief, handle, job, on_shared, take_one, until, url};
 
@@ -35,6 +35,44 @@ async fn ended_by_another(server: &RabbitMq, name: &str) -> Queue {
     other
 }
 
+/// Stores the result of a job that is held for the first time.
+async fn complete(results: &Queue, held: &Delivery) {
+    let (content_type, body) = ("text/plain".to_owned(), "done".into());
+    let outcome = Outcome::Completed { content_type, body };
+    let (id, finished_at) = (held.job.id.clone(), Timestamp::now());
+    let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
+    results.put(&result).await.unwrap();
+}
+
+async fn until_gone(results: &Queue) {
+    let id = "a".parse().unwrap();
+    until("its result is gone", async || results.get(&id).await.unwrap().is_none()).await;
+}
+
+#[test]
+fn a_job_with_the_name_of_one_whose_result_is_gone_is_run_however_late_that_was_acknowledged() {
+    on_shared(async |server| {
+        let ttl = Duration::from_secs(6);
+        let results: Queue = Arc::new(store(ttl));
+        let first = with_results(server, "late-namesakes", results.clone()).await;
+        first.publish(vec![job("a")]).await.unwrap();
+        let late = take_one(&first).await;
+        complete(&results, &late).await;
+        let stored_at = Instant::now();
+        // It stands still, its lease ends, and another is as quick.
+        let other = ended_by_another(server, "late-namesakes").await;
+        sleep_until(stored_at + ttl - Duration::from_secs(2)).await;
+        assert_eq!(first.settle(&[late.ack()]).await.unwrap(), [Settled::Lost]);
+        sleep_until(stored_at + ttl).await;
+        until_gone(&results).await;
+        other.publish(vec![job("a")]).await.unwrap();
+        let next = first.receive(NonZeroUsize::MIN, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(next.len(), 1, "it is taken for the one before");
+        let acks: Vec<_> = next.into_iter().map(Delivery::ack).collect();
+        first.settle(&acks).await.unwrap();
+    });
+}
+
 #[test]
 fn a_job_with_the_name_of_one_that_is_acknowledged_once_its_result_is_gone_is_run() {
     on_shared(async |server| {
@@ -43,15 +81,10 @@ fn a_job_with_the_name_of_one_that_is_acknowledged_once_its_result_is_gone_is_ru
         let first = with_results(server, "result-gone", results.clone()).await;
         first.publish(vec![job("a")]).await.unwrap();
         let late = take_one(&first).await;
-        let (content_type, body) = ("text/plain".to_owned(), "done".into());
-        let outcome = Outcome::Completed { content_type, body };
-        let (id, finished_at) = (late.job.id.clone(), Timestamp::now());
-        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
-        results.put(&result).await.unwrap();
+        complete(&results, &late).await;
         // It stands still until that is gone.
         let other = ended_by_another(server, "result-gone").await;
-        until("its result is gone", async || results.get(&result.id).await.unwrap().is_none())
-            .await;
+        until_gone(&results).await;
         assert_eq!(first.settle(&[late.ack()]).await.unwrap(), [Settled::Lost]);
         other.publish(vec![job("a")]).await.unwrap();
         let next = first.receive(NonZeroUsize::MIN, Duration::from_secs(2)).await.unwrap();

@@ -5,28 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ebb_queue::memory::MemoryQueue;
-use ebb_queue::{
-    Behavior, JobResult, OpenOptions, Outcome, Queue, QueueUrl, Results, Settled, Timestamp, open,
-};
+use ebb_queue::{Behavior, OpenOptions, QueueUrl, Results, Settled, open};
 use ebb_servers::RabbitMq;
 use lapin::Channel;
 use lapin::options::QueueDeleteOptions;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use crate::{LONG, answered, depth, handle, job, on_shared, plain, take, take_one, until, url};
-
-/// A queue of this name, where no lease ends meanwhile, however slow the machine is.
-fn patient(server: &RabbitMq, queue: &str) -> QueueUrl {
-    let mut patient = url(server, queue);
-    patient.behavior.lease = Duration::from_secs(60);
-    patient
-}
 
 #[test]
 fn a_handle_that_does_not_move_loses_its_jobs() {
     on_shared(async |server| {
         let wedged = handle(&crate::brief(server, "wedged")).await;
-        let other = handle(&patient(server, "wedged")).await;
+        let other = handle(&url(server, "wedged")).await;
         wedged.publish(vec![job("a")]).await.unwrap();
         let held = take_one(&wedged).await;
         let again = take_one(&other).await;
@@ -63,9 +54,9 @@ fn who_shuts_down_in_order_charges_nothing() {
     on_shared(async |server| {
         // What the broker has not done when the connection ends is charged, and nothing tells when that is;
         // a busy machine may be that slow once.
-        let n_charged = n_charged_by_closing(&patient(server, "orderly")).await;
+        let n_charged = n_charged_by_closing(&url(server, "orderly")).await;
         if n_charged > 0 {
-            let n_again = n_charged_by_closing(&patient(server, "orderly-again")).await;
+            let n_again = n_charged_by_closing(&url(server, "orderly-again")).await;
             assert_eq!(n_again, 0, "and {n_charged} before");
         }
     });
@@ -99,7 +90,7 @@ async fn n_charged_by_closing(url: &QueueUrl) -> usize {
 #[test]
 fn what_was_fetched_ahead_and_nobody_asks_for_goes_to_others_uncharged() {
     on_shared(async |server| {
-        let url = patient(server, "idle");
+        let url = url(server, "idle");
         let (queue, other) = (handle(&url).await, handle(&url).await);
         let mut jobs: Vec<_> = (0..200).map(|n| job(&format!("job-{n}"))).collect();
         // In two lanes, of which it fetches ahead from one.
@@ -129,7 +120,7 @@ fn what_was_fetched_ahead_and_nobody_asks_for_goes_to_others_uncharged() {
 #[test]
 fn a_handle_that_is_gone_gives_its_jobs_back_at_once_and_is_charged() {
     on_shared(async |server| {
-        let url = patient(server, "gone");
+        let url = url(server, "gone");
         let (gone, other) = (handle(&url).await, handle(&url).await);
         gone.publish(vec![job("a")]).await.unwrap();
         let held = take_one(&gone).await;
@@ -151,7 +142,7 @@ fn who_holds_all_that_was_fetched_ahead_gets_more_as_soon_as_it_settles() {
     on_shared(async |server| {
         let mut waits = Vec::new();
         while waits.len() < 5 && waits.iter().all(|wait| *wait >= BOUND) {
-            let url = patient(server, &format!("full-{}", waits.len()));
+            let url = url(server, &format!("full-{}", waits.len()));
             waits.push(wait_of_who_holds_all(&url).await);
         }
         assert!(waits.iter().any(|wait| *wait < BOUND), "{waits:?}");
@@ -211,45 +202,6 @@ fn a_job_with_the_name_of_one_whose_result_is_gone_is_run() {
 }
 
 #[test]
-fn a_job_with_the_name_of_one_whose_result_is_gone_is_run_however_late_that_was_acknowledged() {
-    on_shared(async |server| {
-        let ttl = Duration::from_secs(6);
-        let behavior = Behavior { result_ttl: ttl, ..Behavior::default() };
-        let results: Queue = Arc::new(MemoryQueue::new(&behavior, OpenOptions::default()));
-        let options = OpenOptions {
-            connect_timeout: LONG,
-            results: Some(Results(results.clone())),
-            ..OpenOptions::default()
-        };
-        let first = open(&crate::brief(server, "late-namesakes"), options).await.unwrap();
-        let other = handle(&patient(server, "late-namesakes")).await;
-        first.publish(vec![job("a")]).await.unwrap();
-        let late = take_one(&first).await;
-        let (content_type, body) = ("text/plain".to_owned(), "done".into());
-        let outcome = Outcome::Completed { content_type, body };
-        let (id, finished_at) = (late.job.id.clone(), Timestamp::now());
-        let result = JobResult { id, attempt: 1, outcome, finished_at, queue: None };
-        results.put(&result).await.unwrap();
-        let stored_at = Instant::now();
-        // It stands still, its lease ends, and another is as quick.
-        let again = take_one(&other).await;
-        other.settle(&[again.ack()]).await.unwrap();
-        sleep_until(stored_at + ttl - Duration::from_secs(2)).await;
-        assert_eq!(first.settle(&[late.ack()]).await.unwrap(), [ebb_queue::Settled::Lost]);
-        sleep_until(stored_at + ttl).await;
-        until("its result is gone", async || results.get(&result.id).await.unwrap().is_none())
-            .await;
-        other.publish(vec![job("a")]).await.unwrap();
-        let next = first.receive(NonZeroUsize::MIN, Duration::from_secs(1)).await.unwrap();
-        assert_eq!(next.len(), 1, "it is taken for the one before");
-        first
-            .settle(&next.into_iter().map(ebb_queue::Delivery::ack).collect::<Vec<_>>())
-            .await
-            .unwrap();
-    });
-}
-
-#[test]
 fn who_is_told_no_more_of_what_it_fetches_ahead_holds_none_of_it() {
     on_shared(async |server| {
         let (_connection, channel) = plain(server).await;
@@ -265,7 +217,7 @@ fn who_is_told_no_more_of_what_it_fetches_ahead_holds_none_of_it() {
 
 /// Whether a handle that may have fetched ahead learns soon that it holds nothing, as its lane is deleted.
 async fn is_told_that_it_holds_none(server: &RabbitMq, channel: &Channel, name: &str) -> bool {
-    let queue = handle(&patient(server, name)).await;
+    let queue = handle(&url(server, name)).await;
     let mut jobs: Vec<_> = (0..200).map(|n| job(&n.to_string())).collect();
     jobs.iter_mut().for_each(|job| job.set("ebb-priority", "high").unwrap());
     queue.publish(jobs).await.unwrap();
